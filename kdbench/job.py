@@ -1,0 +1,153 @@
+"""Jobs, outcomes and runs: what flows from the plan through the workers to the stores."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kdbench.spec import PROTOCOL, digest
+
+OUTCOME_SCHEMA = 1
+"""Version of :class:`Outcome` as written to the spool."""
+
+Status = Literal["ok", "failed", "diverged", "over_budget", "timeout", "oom", "crashed", "interrupted"]
+
+
+def utcnow() -> datetime:
+    """Now, as naive UTC with microseconds: the form of every stored timestamp."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+class Resources(BaseModel):
+    """What one job occupies while it runs; never part of its identity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    cpus: float = Field(1, gt=0, le=1024)
+    """CPU cores that the scheduler sets aside; a CPU job computes with one thread whatever this says."""
+    gpus: float = Field(0, ge=0, le=64)
+    """GPUs: a fraction below 1 shares one device, whole numbers reserve devices."""
+    memory: int | None = Field(None, gt=0)
+    """Bytes of main memory after which the job ends as ``oom``; null: an equal share of the machine's."""
+
+
+class Job(BaseModel):
+    """One cell of a suite: a method with parameters on a task with a seed and a budget."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    method: str
+    """``track/slug``."""
+    method_digest: str
+    """SHA-256 of the method's source file."""
+    params: dict[str, Any]
+    """Every parameter of the method, defaults included, in canonical form."""
+    task: str
+    """``track/name``."""
+    spec: dict[str, Any]
+    """The fully resolved task (``TaskSpec.identity()``), budget and scale included."""
+    seed: int = Field(ge=0)
+    track_version: int
+    protocol: int = PROTOCOL
+
+    # What follows does not change results and stays out of the id.
+    suite: str = ""
+    """Name of the suite that asked for it first."""
+    label: str = ""
+    """Method with the parameters that differ from its defaults, for people."""
+    method_file: Path
+    """Where the method's module was found."""
+    module: str | None = None
+    """Importable module name, or None for a method that is loaded from its file."""
+    resources: Resources = Resources()
+    timeout: float = 3600
+    """Seconds of wall-clock time after which the job is ended."""
+    keep: tuple[str, ...] = ()
+    """Artifacts to keep: ``model``."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the id is taken of (decision 1 of the design)."""
+        fields = ("method", "method_digest", "params", "task", "spec", "seed", "track_version", "protocol")
+        return {name: getattr(self, name) for name in fields}
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits; equal ids mean equal work."""
+        return digest(self.identity)
+
+    @property
+    def track(self) -> str:
+        return self.method.split("/", 1)[0]
+
+    @property
+    def scale(self) -> str:
+        return str(self.spec["scale"])
+
+    @property
+    def spec_digest(self) -> str:
+        """What leaderboards group by: jobs of one board solved exactly the same task."""
+        return digest(self.spec)
+
+
+class Failure(BaseModel):
+    """Why a job has no result."""
+
+    type: str
+    """Class of the exception, signal name, or reason."""
+    message: str
+    traceback: str = ""
+    """Last frames, in the method's own code where possible."""
+
+
+class Outcome(BaseModel):
+    """What a job left; ``outcome.json`` in its folder of the spool is the truth that every store is filled from."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    schema_version: int = OUTCOME_SCHEMA
+    id: str
+    job: Job
+    status: Status
+    headline: float | None = None
+    """Value of the task's headline metric; None unless ``status`` is ``ok``."""
+    metrics: dict[str, float] = {}
+    """Official metrics of the task, computed by the runner."""
+    extra: dict[str, float] = {}
+    """Metrics that only this method's ``evaluate`` measured."""
+    cost: dict[str, float] = {}
+    """Meters: steps, samples, teacher_queries, generated_tokens, flops, train_seconds, eval_seconds, parameters ..."""
+    error: Failure | None = None
+    artifacts: list[str] = []
+    """Files in the job's folder, relative to it."""
+    started_at: datetime
+    """Naive UTC."""
+    finished_at: datetime
+    """Naive UTC."""
+    attempts: int = 1
+    provenance: dict[str, Any] = {}
+    """git commit and dirty flag, package versions, hardware, device, digests of the kdbench modules used."""
+
+    @property
+    def seconds(self) -> float:
+        return (self.finished_at - self.started_at).total_seconds()
+
+
+class Run(BaseModel):
+    """One invocation of ``kdbench run``, as event hooks see it."""
+
+    id: str
+    suite: str
+    results: Path
+    """Folder of the spool and the stores."""
+    jobs: list[Job]
+    """Every job of the plan, in the order of the plan."""
+    todo: list[str]
+    """Ids of the jobs that this run executes; the others were done before."""
+    workers: int = 1
+    tracking: str | None = None
+    """MLflow tracking URI, or None where tracking is off."""
+    started_at: datetime = Field(default_factory=utcnow)

@@ -1,0 +1,1 @@
+"""Losses of distillation as pure functions; shapes and sources in each docstring."""

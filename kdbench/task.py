@@ -1,0 +1,312 @@
+"""``Task``: what the hooks of a method receive.
+
+One object gives a method its student, teacher, data, training loop, budget and randomness. Tracks subclass it and
+add typed members of their own; a method sees nothing of the scheduler, the stores or other jobs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdbench.budget import Budget
+from kdbench.cache import Cache
+from kdbench.errors import ArtifactError, TestDataError
+from kdbench.spec import TaskSpec
+from kdbench.training import loop
+
+if TYPE_CHECKING:
+    from kdbench.training.loop import FitResult, Loss
+
+log = logging.getLogger(__name__)
+
+SHARED_PURPOSES = frozenset({"init", "data", "eval"})
+"""Purposes whose random streams are the same for every method, so that methods are compared in pairs."""
+
+Phase = Literal["train", "evaluate"]
+
+
+@dataclass
+class Scores:
+    """Official result of one model on the test data."""
+
+    metrics: dict[str, float]
+    """Every metric that the task's specification names."""
+    examples: dict[str, np.ndarray] = field(default_factory=dict)
+    """Per-example values by metric name, each (N,), for paired tests over examples."""
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from the parts: the same parts give the same seed on every machine."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+class Task(ABC):
+    """One standardized problem, as one job sees it."""
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        *,
+        seed: int,
+        method: str,
+        folder: Path,
+        cache: Cache | None = None,
+        device: str | torch.device = "cpu",
+        report: Callable[[int, int | None, dict[str, float]], None] | None = None,
+    ) -> None:
+        """``report(step, total_steps, values)`` is called at most twice a second with the latest logged values."""
+        self.spec = spec
+        self.seed = seed
+        self.method = method
+        self.folder = folder
+        self.cache = cache if cache is not None else Cache()
+        self.device = torch.device(device)
+        self.budget = Budget(spec.limits)
+        self.phase: Phase = "train"
+        self._report = report
+        self._reported = 0.0
+        self._curve: list[dict[str, float]] = []
+        self._teacher: nn.Module | None = None
+        self._scores: dict[int, tuple[Any, Scores]] = {}
+
+    # --- randomness -----------------------------------------------------------------------------------------------
+
+    def stream(self, purpose: str) -> int:
+        """Seed of a random stream. ``init``, ``data`` and ``eval`` are shared by all methods of the task."""
+        if purpose in SHARED_PURPOSES:
+            return seed_of(self.spec.name, self.seed, purpose)
+        return seed_of(self.spec.name, self.seed, self.method, purpose)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A fresh CPU generator at the start of the stream ``purpose``."""
+        return torch.Generator().manual_seed(self.stream(purpose))
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """As :meth:`generator`, for numpy."""
+        return np.random.default_rng(self.stream(purpose))
+
+    @contextmanager
+    def seeded(self, purpose: str) -> Iterator[None]:
+        """Run a block with the global generators of torch, numpy and Python at the start of the stream ``purpose``."""
+        python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self.seed_globals(purpose)
+            try:
+                yield
+            finally:
+                random.setstate(python_state)
+                np.random.set_state(numpy_state)  # noqa: NPY002
+
+    def seed_globals(self, purpose: str) -> None:
+        """Set the global generators to the start of the stream ``purpose``."""
+        seed = self.stream(purpose)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def build_student(self) -> nn.Module:
+        """A new student of the task's architecture, on the CPU, initialised from the global generators."""
+
+    @abstractmethod
+    def load_teacher(self) -> nn.Module:
+        """The trained teacher, on the CPU: from the cache, or trained or loaded now."""
+
+    @abstractmethod
+    def build_teacher(self) -> nn.Module:
+        """A network of the teacher's architecture, untrained."""
+
+    def prepare(self) -> None:
+        """Make what all jobs of the task share, so that it is in the cache before they start."""
+        if self.spec.teacher_key() is not None:
+            self.load_teacher()
+
+    def student(self) -> Any:
+        """A new student on the task's device: for one seed, every method starts from these weights."""
+        with self.seeded("init"):
+            model = self.build_student()
+        return model.to(self.device)
+
+    def teacher(self, *, trainable: bool = False) -> Any:
+        """The task's teacher: frozen, in eval mode and shared; or a private trainable copy.
+
+        Samples that go through the shared teacher are metered as ``teacher_queries``.
+        """
+        if trainable:
+            copy = deepcopy(self._teacher) if self._teacher is not None else self.load_teacher().to(self.device)
+            copy._forward_pre_hooks.clear()
+            copy._forward_pre_hooks_with_kwargs.clear()
+            return copy.requires_grad_(True).train()
+        if self._teacher is None:
+            self._teacher = self.load_teacher().to(self.device).requires_grad_(False).eval()
+            self._teacher.register_forward_pre_hook(self._count_query, with_kwargs=True)
+        return self._teacher
+
+    def teacher_init(self) -> Any:
+        """An untrained network of the teacher's architecture, on the task's device."""
+        with self.seeded("init"):
+            model = self.build_teacher()
+        return model.to(self.device)
+
+    def _count_query(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        self.budget.spend("teacher_queries", 1 if inputs is None else inputs.shape[0])
+
+    # --- data and training ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def train_loader(self) -> Iterable[Any]:
+        """Batches of the training data; each iteration is one epoch. The order comes from the stream ``data``."""
+
+    def fit(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        loader: Iterable[Any] | None = None,
+        steps: int | None = None,
+        spend: str = "steps",
+        modules: Iterable[nn.Module] = (),
+        ema: float | None = None,
+        on_step: Callable[[int], None] | None = None,
+        tag: str = "",
+        **recipe: Any,
+    ) -> FitResult:
+        """Train ``model`` in place by minimising ``loss``; the one loop that all loss-style methods use.
+
+        ``loss(model, batch)`` returns a scalar tensor, or a mapping of named scalar tensors whose sum is minimised
+        and which are logged by name. ``loader`` (default: :meth:`train_loader`) is iterated again when it ends.
+        ``steps`` defaults to what is left of the task's limit. ``spend`` names the unit that a step is charged to:
+        ``"steps"`` for the network that will be returned, ``"aux_steps"`` (a meter) for auxiliary networks and
+        earlier generations. ``modules`` are further networks to train along (projectors, heads), dropped later.
+        ``ema`` is the decay of an exponential moving average of the weights, returned in the result.
+        ``on_step(step)`` runs after each optimizer step. ``tag`` prefixes the names in the curve.
+        Any field of :class:`kdbench.spec.Recipe` may be given by name and wins over the task's.
+
+        Raises ``OverBudget`` before the first step if the limit does not suffice, ``Diverged`` as soon as the loss
+        is not finite.
+        """
+        return loop.fit(
+            self,
+            model,
+            loss,
+            loader=self.train_loader() if loader is None else loader,
+            recipe=self.spec.recipe.model_copy(update=recipe) if not recipe else self._recipe(recipe),
+            steps=steps,
+            spend=spend,
+            modules=tuple(modules),
+            ema=ema,
+            on_step=on_step,
+            tag=tag,
+        )
+
+    def _recipe(self, changes: Mapping[str, Any]) -> Any:
+        recipe = self.spec.recipe
+        return type(recipe).model_validate({**recipe.model_dump(), **changes})
+
+    # --- evaluation -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def validate(self, model: Any) -> dict[str, float]:
+        """Metrics on the validation data: all that training may look at."""
+
+    @abstractmethod
+    def score_test(self, model: Any) -> Scores:
+        """Official metrics on the test data; called by :meth:`score` only."""
+
+    def score(self, model: Any) -> dict[str, float]:
+        """Official metrics on the test data; computed once per model. Raises ``TestDataError`` inside ``train``."""
+        return dict(self.scores(model).metrics)
+
+    def scores(self, model: Any) -> Scores:
+        """As :meth:`score`, with the per-example values."""
+        self.require_evaluation()
+        known = self._scores.get(id(model))
+        if known is None or known[0] is not model:
+            known = (model, self.score_test(model))
+            self._scores[id(model)] = known
+        return known[1]
+
+    def require_evaluation(self) -> None:
+        """Guard of every access to test data. Raises ``TestDataError`` inside ``train``."""
+        if self.phase != "evaluate":
+            raise TestDataError("test data is out of reach in train; use task.validate(model) instead")
+
+    # --- artifacts ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def check(self, model: Any) -> None:
+        """Raise ``ArtifactError`` unless ``model`` is something this track evaluates."""
+
+    @abstractmethod
+    def save(self, model: Any, folder: Path) -> None:
+        """Write what ``train`` returned, so that :meth:`load` and other programs can read it."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> Any:
+        """Read what :meth:`save` wrote."""
+
+    def require(self, model: Any, kind: type | tuple[type, ...]) -> None:
+        """Raise ``ArtifactError`` with a helpful message unless ``model`` is of ``kind``."""
+        if not isinstance(model, kind):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            wanted = " or ".join(k.__name__ for k in kinds)
+            got = "None" if model is None else f"a {type(model).__name__}"
+            hint = "; does train end with `return student`?" if model is None else ""
+            raise ArtifactError(f"train returned {got}, but the track {self.spec.track!r} evaluates {wanted}{hint}")
+
+    def artifact(self, name: str) -> Path:
+        """Path of a file in the job's folder, for results that the report shows; the folder exists."""
+        path = self.folder / "artifacts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    # --- curve ----------------------------------------------------------------------------------------------------
+
+    def log(self, step: int, **metrics: float | Tensor) -> None:
+        """Add values to the job's curve at ``step``. Tensors are converted; not for every step of a long loop."""
+        row = {name: float(value) for name, value in metrics.items()}
+        self._curve.append({"step": step, **row})
+        self.progress(step, None, row)
+
+    def progress(self, step: int, total: int | None, values: dict[str, float]) -> None:
+        """Tell whoever watches how far the job is; drops calls that come within half a second."""
+        now = time.monotonic()
+        if self._report is not None and now - self._reported >= 0.5:
+            self._reported = now
+            self._report(step, total, values)
+            self.flush()
+
+    def flush(self) -> None:
+        """Append what was logged to ``curve.jsonl``; infinite and undefined values are written as null."""
+        if not self._curve:
+            return
+        with (self.folder / "curve.jsonl").open("a") as file:
+            for row in self._curve:
+                clean = {name: value if np.isfinite(value) else None for name, value in row.items()}
+                file.write(json.dumps(clean) + "\n")
+        self._curve.clear()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of distinct parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,217 @@
+"""The one training loop of loss-style methods.
+
+The loop does per step only what training needs: fetch, forward, backward, clip, step. Values for the curve are
+kept as tensors and read when they are due, so that a step costs no synchronisation with the device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdbench.errors import Diverged, JobError, OverBudget
+from kdbench.spec import Recipe
+
+if TYPE_CHECKING:
+    from kdbench.task import Task
+
+Loss = Callable[[Any, Any], Tensor | Mapping[str, Tensor]]
+
+POINTS = 50
+"""Points of a curve, whatever the number of steps."""
+
+
+@dataclass
+class FitResult:
+    """What a call of ``fit`` did."""
+
+    steps: int
+    """Optimizer steps."""
+    loss: float
+    """Mean total loss over the last logged stretch."""
+    seconds: float
+    ema: nn.Module | None
+    """The averaged network, where ``ema`` was asked for."""
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer that a recipe names. Biases and normalisation weights are decayed like all others."""
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+        )
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
+
+
+def rate(step: int, total: int, recipe: Recipe) -> float:
+    """Learning rate of step ``step`` (0-based) of ``total``, as a fraction of the peak.
+
+    ``cosine`` and ``linear`` reach ``final_lr`` at the last step; ``onecycle`` rises to the peak over the warm-up
+    (0.3 of the steps where the recipe gives none) and falls to ``final_lr`` along a cosine.
+    """
+    warm = recipe.warmup or (0.3 if recipe.schedule == "onecycle" else 0.0)
+    warm_steps = math.ceil(warm * total)
+    if step < warm_steps:
+        if recipe.schedule == "onecycle":
+            start = 0.04  # the initial rate of one-cycle training is the peak over 25
+            return start + (1 - start) * (1 - math.cos(math.pi * step / warm_steps)) / 2
+        return (step + 1) / warm_steps
+    done = (step - warm_steps) / max(1, total - 1 - warm_steps)
+    if recipe.schedule in ("cosine", "onecycle"):
+        return recipe.final_lr + (1 - recipe.final_lr) * (1 + math.cos(math.pi * done)) / 2
+    if recipe.schedule == "linear":
+        return 1 - (1 - recipe.final_lr) * done
+    if recipe.schedule == "multistep":
+        passed = sum(step >= milestone * total for milestone in recipe.milestones)
+        return float(recipe.gamma**passed)
+    return 1.0
+
+
+def cycle(loader: Iterable[Any]) -> Iterator[Any]:
+    """Batches of ``loader``, epoch after epoch. Raises ``JobError`` where an epoch has no batch."""
+    while True:
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            raise JobError("the data loader gave no batch")
+
+
+class _Ema:
+    """Exponential moving average of a network's weights; buffers are copied."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise JobError(f"ema is a decay between 0 and 1, not {decay}")
+        self.model = deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self._mine: list[Tensor] = list(self.model.parameters())
+        self._theirs: list[Tensor] = list(model.parameters())
+        self._source = model
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(self._mine, self._theirs, 1 - self.decay)
+        for mine, theirs in zip(self.model.buffers(), self._source.buffers(), strict=True):
+            mine.copy_(theirs)
+
+
+class _Meter:
+    """Sums of named losses as tensors, read when a point of the curve is due."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, parts: Mapping[str, Tensor]) -> None:
+        for name, value in parts.items():
+            value = value.detach()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += 1
+
+    def read(self) -> dict[str, float]:
+        values = {name: float(total) / self.count for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return values
+
+
+def _named(value: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+    if isinstance(value, Tensor):
+        return value, {"loss": value}
+    if not isinstance(value, Mapping) or not value:
+        raise JobError(f"a loss returns a scalar tensor or a mapping of named ones, not {type(value).__name__}")
+    total = reduce(add, value.values())
+    return total, {"loss": total, **value}
+
+
+def fit(
+    task: Task,
+    model: nn.Module,
+    loss: Loss,
+    *,
+    loader: Iterable[Any],
+    recipe: Recipe,
+    steps: int | None,
+    spend: str,
+    modules: Sequence[nn.Module],
+    ema: float | None,
+    on_step: Callable[[int], None] | None,
+    tag: str,
+) -> FitResult:
+    """See :meth:`kdbench.task.Task.fit`."""
+    if steps is None:
+        left = task.budget.remaining("steps")
+        if math.isinf(left):
+            raise JobError("this task has no limit on steps; pass steps= to task.fit")
+        steps = int(left)
+    if steps < 1:
+        raise OverBudget("no step is left in the budget of this task")
+    task.budget.spend(spend, steps)
+
+    parameters = [p for network in (model, *modules) for p in network.parameters() if p.requires_grad]
+    if not parameters:
+        raise JobError("nothing to train: no parameter of the model requires a gradient")
+    optimizer = make_optimizer(parameters, recipe)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(min(step, steps - 1), steps, recipe))
+    dtype = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.precision]
+    scaler = torch.amp.GradScaler(task.device.type, enabled=recipe.precision == "float16")
+    average = _Ema(model, ema) if ema is not None else None
+    prefix = f"{tag}/" if tag else ""
+    every = max(1, steps // POINTS)
+    watch = task.device.type == "cpu"  # reading a value costs a synchronisation on other devices
+    meter, batches, last = _Meter(), cycle(loader), math.nan
+
+    for network in (model, *modules):
+        network.train()
+    started = time.perf_counter()
+    for step in range(1, steps + 1):
+        with FlopCounterMode(display=False) if step == 1 else nullcontext() as flops:
+            for _ in range(recipe.accumulate):
+                batch = next(batches)
+                with torch.autocast(task.device.type, dtype, enabled=dtype is not None):
+                    total, parts = _named(loss(model, batch))
+                if watch and not math.isfinite(total.item()):
+                    raise Diverged(f"the loss is {total.item()} at step {step} of {steps}")
+                meter.add(parts)
+                share = total / recipe.accumulate if recipe.accumulate > 1 else total
+                torch.autograd.backward(scaler.scale(share))
+                task.budget.spend("samples", len(batch))
+        if flops is not None:
+            task.budget.spend("flops", float(flops.get_total_flops()) * steps)
+        if recipe.clip is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        scheduler.step()
+        if average is not None:
+            average.update()
+        if on_step is not None:
+            on_step(step)
+        if step % every == 0 or step == steps:
+            values = meter.read()
+            last = values["loss"]
+            if not math.isfinite(last):
+                raise Diverged(f"the loss is {last} at step {step} of {steps}")
+            task.log(step, **{prefix + name: value for name, value in values.items()})
+            task.progress(step, steps, values)
+    model.eval()
+    return FitResult(steps, last, time.perf_counter() - started, average.model if average else None)
