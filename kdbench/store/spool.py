@@ -1,0 +1,256 @@
+"""The spool: one folder per job under ``<results>/jobs``, the truth that every store is filled from.
+
+A job is finished when its ``outcome.json`` exists. That file appears by one rename of a file that is already on
+the disk, so a reader or a power cut finds the whole of it or nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from kdbench.errors import Problem, UsageError, did_you_mean
+from kdbench.job import OUTCOME_SCHEMA, Outcome, Status
+
+log = logging.getLogger(__name__)
+
+OUTCOME = "outcome.json"
+LOG = "log.txt"
+CURVE = "curve.jsonl"
+EXAMPLES = "examples.npz"
+MODEL = "model"
+
+TEMPORARY_PREFIX = f".{OUTCOME}-"
+"""Of an outcome that is being written; one that stays was interrupted."""
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+Stamp = tuple[int, int, int]
+"""Modification time in nanoseconds, size and inode of an ``outcome.json``: differs whenever it was replaced."""
+
+
+def jobs_folder(results: Path) -> Path:
+    """Where the folders of the jobs are."""
+    return results / "jobs"
+
+
+def job_folder(results: Path, id: str) -> Path:
+    """Folder of a job, which need not exist. Raises ``ValueError`` for an id that is not one plain name."""
+    if not id or id in {".", ".."} or os.sep in id or "/" in id or "\0" in id:
+        raise ValueError(f"{id!r} is not the id of a job")
+    return jobs_folder(results) / id
+
+
+def write_outcome(folder: Path, outcome: Outcome) -> Path:
+    """Write ``outcome.json`` into the job's ``folder``, whole or not at all, and replace one that is there.
+
+    The content is on the disk before the name appears. Values that are not finite are written as the strings
+    ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, so that the file is JSON for every reader. Raises ``OSError``
+    where the folder cannot be written; nothing is left behind then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = outcome.model_dump_json(indent=1)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=folder)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        path = folder / OUTCOME
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    sync_folder(folder)
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in ``folder`` on the disk, so that a rename survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """The outcome in a job's folder; None for a job that has not finished. Raises ``UsageError`` for a damaged one."""
+    path = folder / OUTCOME
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _damaged(path, f"cannot be read: {error.strerror or error}") from error
+    return parse_outcome(text, path)
+
+
+def parse_outcome(text: bytes, path: Path) -> Outcome:
+    """The outcome that ``text`` holds; ``path`` is named in the ``UsageError`` where it holds none."""
+    try:
+        outcome = Outcome.model_validate_json(text)
+    except ValidationError as error:
+        written_by = _schema_version(text)
+        if written_by is not None and written_by > OUTCOME_SCHEMA:
+            raise _newer(path, written_by) from error
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise _damaged(path, f"{place}: {first['msg']}" if place else str(first["msg"])) from error
+    if outcome.schema_version > OUTCOME_SCHEMA:
+        raise _newer(path, outcome.schema_version)
+    return outcome
+
+
+def iter_folders(results: Path) -> Iterator[Path]:
+    """Folders of jobs, finished or not, in the order of their ids. None where the results folder does not exist."""
+    try:
+        with os.scandir(jobs_folder(results)) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError as error:
+        raise UsageError("is not a folder of results", place=str(results)) from error
+    for name in names:
+        yield jobs_folder(results) / name
+
+
+def iter_outcomes(results: Path, problems: list[Problem] | None = None) -> Iterator[Outcome]:
+    """Every outcome of the spool, in the order of the ids.
+
+    A damaged one is left out: added to ``problems`` where a list is given, logged as a warning otherwise.
+    """
+    for folder in iter_folders(results):
+        try:
+            outcome = read_outcome(folder)
+        except UsageError as error:
+            report(error, problems)
+            continue
+        if outcome is not None:
+            yield outcome
+
+
+def statuses(results: Path, problems: list[Problem] | None = None) -> dict[str, Status]:
+    """Status of every finished job by id, without validating whole outcomes: about 0.1 ms per job.
+
+    Damaged outcomes are treated as by :func:`iter_outcomes`; their jobs count as not done.
+    """
+    found: dict[str, Status] = {}
+    for folder in iter_folders(results):
+        path = folder / OUTCOME
+        try:
+            status = json.loads(path.read_bytes())["status"]
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            report(_damaged(path, f"cannot be read: {error.strerror or error}"), problems)
+            continue
+        except (ValueError, KeyError, TypeError, RecursionError):
+            report(_damaged(path, "is not the JSON of an outcome"), problems)
+            continue
+        if status not in STATUSES:
+            report(_damaged(path, f"has the unknown status {status!r}"), problems)
+            continue
+        found[folder.name] = status
+    return found
+
+
+def stamps(results: Path) -> dict[str, Stamp]:
+    """A stamp of every ``outcome.json`` by job id: what tells a store which outcomes are new or were replaced."""
+    found: dict[str, Stamp] = {}
+    for folder in iter_folders(results):
+        try:
+            state = os.stat(folder / OUTCOME)
+        except FileNotFoundError:
+            continue
+        found[folder.name] = (state.st_mtime_ns, state.st_size, state.st_ino)
+    return found
+
+
+def read_curve(folder: Path) -> list[dict[str, float | None]]:
+    """Points of a job's curve, in the order in which they were logged; empty where there is none.
+
+    A last line that was cut, as a killed worker leaves it, is left out. Raises ``UsageError`` for other damage.
+    """
+    path = folder / CURVE
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot be read: {error}", place=str(path)) from error
+    rows: list[dict[str, float | None]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(_point(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise UsageError("is not a point of a curve", place=f"{path}:{number}") from error
+    return rows
+
+
+def _point(row: Any) -> dict[str, float | None]:
+    if not isinstance(row, dict) or "step" not in row:
+        raise TypeError("a point is an object with a step")
+    return {str(name): _finite(value) for name, value in row.items()}
+
+
+def _finite(value: Any) -> float | None:
+    if value is None:
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def find_job(results: Path, prefix: str) -> Path:
+    """Folder of the only job whose id starts with ``prefix``. Raises ``UsageError`` for none or several."""
+    names = [folder.name for folder in iter_folders(results)]
+    if not names:
+        raise UsageError("holds no jobs yet", place=str(results), hint="run a suite first: kdbench run SUITE")
+    matches = [name for name in names if name.startswith(prefix)]
+    if prefix in matches:
+        matches = [prefix]
+    if len(matches) > 1:
+        shown = ", ".join(matches[:5]) + (", ..." if len(matches) > 5 else "")
+        raise UsageError(f"{len(matches)} jobs have an id that starts with {prefix!r}: {shown}", hint="give more of it")
+    if not matches:
+        raise UsageError(f"no job has the id {prefix!r}", place=str(results), hint=did_you_mean(prefix, names))
+    return jobs_folder(results) / matches[0]
+
+
+def report(error: UsageError, problems: list[Problem] | None) -> None:
+    """Hand problems to who asked for them, or else to the log."""
+    if problems is not None:
+        problems.extend(error.problems)
+        return
+    for problem in error.problems:
+        log.warning("%s", problem)
+
+
+def _schema_version(text: bytes) -> int | None:
+    try:
+        version = json.loads(text)["schema_version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return version if isinstance(version, int) else None
+
+
+def _newer(path: Path, version: int) -> UsageError:
+    message = f"was written with version {version} of the outcome's form; this kdbench reads up to {OUTCOME_SCHEMA}"
+    return UsageError(message, place=str(path), hint="update kdbench")
+
+
+def _damaged(path: Path, reason: str) -> UsageError:
+    return UsageError(f"damaged outcome: {reason}", place=str(path), hint="run its suite again, or delete the folder")
