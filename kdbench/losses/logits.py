@@ -1,0 +1,153 @@
+"""Losses on class logits: pure functions of (B, C) student and teacher logits.
+
+Every function computes in float32 whatever the precision of its inputs, takes the teacher as a constant, and
+returns a scalar averaged over the batch unless it says otherwise. B is the batch, C the number of classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.losses.divergences import fkl
+
+UNLABELLED = -1
+"""Label of samples whose class is not known to the method."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy over the labelled samples, 0 where the batch has none.
+
+    ``labels`` (B,) int64 with -1 for unlabelled samples; ``smoothing`` in [0, 1) mixes the one-hot target with the
+    uniform distribution.
+    """
+    total = F.cross_entropy(
+        logits.float(), labels, ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="sum"
+    )
+    return total / (labels != UNLABELLED).sum().clamp(min=1)
+
+
+def kd_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), averaged over the batch (Hinton et al. 2015, section 2).
+
+    The factor T^2 keeps the size of the gradient independent of the temperature to first order.
+    """
+    return temperature**2 * fkl(student, teacher.detach(), temperature=temperature).mean()
+
+
+def zscore(logits: Tensor, eps: float = 1e-7) -> Tensor:
+    """Logits of each sample with mean 0 and standard deviation 1 over the classes; (B, C) to (B, C).
+
+    The sample standard deviation has C - 1 in its denominator (Sun et al., CVPR 2024, algorithm 1).
+    """
+    logits = logits.float()
+    return (logits - logits.mean(-1, keepdim=True)) / (eps + logits.std(-1, keepdim=True))
+
+
+def dkd(
+    student: Tensor, teacher: Tensor, labels: Tensor, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0
+) -> Tensor:
+    """Decoupled distillation (Zhao et al., CVPR 2022, equation 7): alpha TCKD + beta NCKD, both times T^2.
+
+    TCKD is the divergence of the distributions over {target class, all other classes}; NCKD that of the distributions
+    renormalised over the other classes. With beta replaced by the teacher's probability of the other classes the sum
+    is the ordinary :func:`kd_kl`. ``labels`` (B,) in [0, C).
+    """
+    t = temperature
+    log_student, log_teacher = F.log_softmax(student.float() / t, -1), F.log_softmax(teacher.detach().float() / t, -1)
+    target = F.one_hot(labels, student.shape[-1]).bool()
+
+    def binary(log_probs: Tensor) -> Tensor:
+        others = log_probs.masked_fill(target, -torch.inf).logsumexp(-1)
+        return torch.stack([log_probs[target], others], -1)
+
+    def others(log_probs: Tensor) -> Tensor:
+        rest = log_probs[~target].view(len(log_probs), -1)
+        return rest - rest.logsumexp(-1, keepdim=True)
+
+    tckd = F.kl_div(binary(log_student), binary(log_teacher), reduction="batchmean", log_target=True)
+    nckd = F.kl_div(others(log_student), others(log_teacher), reduction="batchmean", log_target=True)
+    return t**2 * (alpha * tckd + beta * nckd)
+
+
+def pearson(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:
+    """Pearson correlation along the last dimension; (..., D), (..., D) to (...)."""
+    return F.cosine_similarity(a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True), dim=-1, eps=eps)
+
+
+def dist(
+    student: Tensor, teacher: Tensor, *, beta: float = 2.0, gamma: float = 2.0, temperature: float = 1.0
+) -> Tensor:
+    """DIST (Huang et al., NeurIPS 2022, equations 8 to 10): correlations in place of a divergence, times T^2.
+
+    ``beta`` weighs 1 - correlation over the classes of each sample, ``gamma`` 1 - correlation over the samples of the
+    batch for each class.
+    """
+    p = F.softmax(student.float() / temperature, -1)
+    q = F.softmax(teacher.detach().float() / temperature, -1)
+    inter, intra = 1 - pearson(p, q).mean(), 1 - pearson(p.T, q.T).mean()
+    return temperature**2 * (beta * inter + gamma * intra)
+
+
+def correlation_gap(student: Tensor, teacher: Tensor, temperature: float, level: str) -> Tensor:
+    """Squared distance of Gram matrices of softened probabilities (Jin et al., CVPR 2023, equations 6 and 9).
+
+    ``level="batch"``: the (B, B) matrix P P^T, divided by B. ``level="class"``: the (C, C) matrix P^T P, divided by C.
+    """
+    p = F.softmax(student.float() / temperature, -1)
+    q = F.softmax(teacher.detach().float() / temperature, -1)
+    if level == "class":
+        p, q = p.T, q.T
+    return (p @ p.T - q @ q.T).square().sum() / len(p)
+
+
+def ofa(student: Tensor, teacher: Tensor, labels: Tensor, *, eps: float = 1.0, temperature: float = 1.0) -> Tensor:
+    """Target-enhanced distillation loss of One-for-All (Hao et al., NeurIPS 2023, equation 5); no factor T^2.
+
+    - sum_k [(p_k + m_k)^eps - m_k] log s_k with p, s the softened teacher and student and m the one-hot label.
+    ``eps = 1`` is the cross-entropy to the teacher; above 1 the target's weight (1 + p_y)^eps - 1 grows with the
+    teacher's confidence while the other classes fade. ``labels`` (B,) in [0, C), -1 for m = 0.
+    """
+    p = F.softmax(teacher.detach().float() / temperature, -1)
+    log_student = F.log_softmax(student.float() / temperature, -1)
+    one_hot = F.one_hot(labels.clamp(min=0), p.shape[-1]) * (labels != UNLABELLED).unsqueeze(-1)
+    weights = (p + one_hot) ** eps - one_hot
+    return -(weights * log_student).sum(-1).mean()
+
+
+def mean_probability_logits(members: list[Tensor]) -> Tensor:
+    """Log of the mean of the members' probabilities: the logits of an ensemble; K tensors (B, C) to (B, C)."""
+    stacked = torch.stack([F.log_softmax(member.float(), -1) for member in members])
+    return stacked.logsumexp(0) - torch.log(torch.tensor(float(len(members))))
+
+
+class ReverseGradient(torch.autograd.Function):
+    """Identity forward; the gradient times ``-scale`` backward (Ganin and Lempitsky, ICML 2015, section 3)."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, scale: float) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.scale = scale
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        return -ctx.scale * gradients[0], None
+
+
+class LearnedTemperature(nn.Module):
+    """One learned temperature that *maximises* the loss it is used in (CTKD: Li et al., AAAI 2023, equations 4 and 7).
+
+    T = low + span * sigmoid(theta), with theta = 0 at the start. ``scale`` of the reversed gradient is raised during
+    training from 0 to its full value by the caller, so that the task becomes harder gradually.
+    """
+
+    def __init__(self, low: float = 1.0, span: float = 20.0) -> None:
+        super().__init__()
+        self.low, self.span = low, span
+        self.theta = nn.Parameter(torch.zeros(()))
+
+    def forward(self, scale: float) -> Tensor:
+        """The temperature, a scalar tensor in (low, low + span)."""
+        reversed_theta: Tensor = ReverseGradient.apply(self.theta, scale)  # type: ignore[no-untyped-call]
+        return self.low + self.span * torch.sigmoid(reversed_theta)
