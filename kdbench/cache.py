@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -22,21 +21,13 @@ from typing import Any
 from filelock import FileLock
 
 from kdbench.errors import CacheError
+from kdbench.paths import cache_root
 from kdbench.spec import canonical_json, digest
 
 log = logging.getLogger(__name__)
 
 HASHED_UP_TO = 64 << 20
 """Files up to this size have their SHA-256 checked whenever they are opened, larger ones their size alone."""
-
-
-def default_root() -> Path:
-    """``$KDBENCH_CACHE``, or ``kdbench`` in the user's cache folder."""
-    named = os.environ.get("KDBENCH_CACHE")
-    if named:
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "kdbench"
 
 
 def file_digest(path: Path) -> str:
@@ -49,7 +40,7 @@ class Cache:
     """Content-addressed entries, safe under concurrent workers."""
 
     def __init__(self, root: Path | None = None, packs: Sequence[Path] = ()) -> None:
-        self.root = root if root is not None else default_root()
+        self.root = root if root is not None else cache_root()
         self.packs = tuple(packs)
         self._trusted: set[Path] = set()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -74,7 +76,7 @@ class Job(BaseModel):
         fields = ("method", "method_digest", "params", "task", "spec", "seed", "track_version", "protocol")
         return {name: getattr(self, name) for name in fields}
 
-    @property
+    @cached_property
     def id(self) -> str:
         """16 hexadecimal digits; equal ids mean equal work."""
         return digest(self.identity)
@@ -87,10 +89,16 @@ class Job(BaseModel):
     def scale(self) -> str:
         return str(self.spec["scale"])
 
-    @property
+    @cached_property
     def spec_digest(self) -> str:
         """What leaderboards group by: jobs of one board solved exactly the same task."""
         return digest(self.spec)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("id", "spec_digest"):  # pydantic copies cached values along
+            copied.__dict__.pop(name, None)
+        return copied
 
 
 class Failure(BaseModel):

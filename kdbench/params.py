@@ -12,6 +12,8 @@ __all__ = ["Field", "Params"]
 
 
 class Params(BaseModel):
-    """Base of every method's parameters: immutable, no unknown keys, defaults validated like any other value."""
+    """Base of every method's parameters: immutable, no unknown keys, finite numbers, validated defaults."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )

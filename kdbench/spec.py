@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdbench.errors import Problem
+from kdbench.track import Track as Track  # lives apart, so that listing tracks does not import pydantic
 
 Scale = Literal["smoke", "quick", "cpu", "nightly", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "quick", "cpu", "nightly", "paper")
@@ -36,7 +35,12 @@ class SpecModel(BaseModel):
     """Base of every part of a task's specification: unknown keys are errors, docstrings are descriptions."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
     )
 
 
@@ -117,29 +121,14 @@ class TaskSpec(SpecModel):
         """Digest of all that decides the teacher, or None where the task has no teacher to prepare."""
         raise NotImplementedError(f"{type(self).__name__} must say what decides its teacher")
 
+    def teacher_needs(self) -> list[tuple[str, Any, str]]:
+        """Cache entries that jobs of the task need before they start: kind, key and a title for people."""
+        key = self.teacher_key()
+        return [] if key is None else [("teacher", key, f"teacher of {self.name}")]
+
     def problems(self) -> list[Problem]:
         """What would stop a job of this task on this machine (missing folders, packages), found without running."""
         return []
 
     def all_metrics(self) -> tuple[Metric, ...]:
         return (self.headline, *self.metrics)
-
-
-@dataclass(frozen=True)
-class Track:
-    """A family of problems; contributed through the hook ``kdbench_tracks``."""
-
-    name: str
-    title: str
-    version: int
-    """Bumped by hand when shared code of the track changes results."""
-    tasks: Path
-    """YAML file with the tasks and their scales."""
-    spec: str
-    """``module:Class`` of its :class:`TaskSpec`; importing it must not import torch."""
-    task: str
-    """``module:Class`` of its :class:`kdbench.task.Task`."""
-    preload: tuple[str, ...] = ("torch",)
-    """Modules that workers import once."""
-    packs: Path | None = None
-    """Folder of shipped, content-addressed cache entries (teachers, teacher outputs)."""

@@ -83,6 +83,7 @@ class Task(ABC):
         self._reported = 0.0
         self._curve: list[dict[str, float]] = []
         self._teacher: nn.Module | None = None
+        self._shared: list[tuple[nn.Module, dict[str, tuple[int, int, bool]]]] = []
         self._scores: dict[int, tuple[Any, Scores]] = {}
 
     # --- randomness -----------------------------------------------------------------------------------------------
@@ -157,9 +158,24 @@ class Task(ABC):
             copy._forward_pre_hooks_with_kwargs.clear()
             return copy.requires_grad_(True).train()
         if self._teacher is None:
-            self._teacher = self.load_teacher().to(self.device).requires_grad_(False).eval()
-            self._teacher.register_forward_pre_hook(self._count_query, with_kwargs=True)
+            self._teacher = self.share(self.load_teacher())
         return self._teacher
+
+    def share(self, network: Any) -> Any:
+        """Freeze a teacher on the task's device, meter the samples that go through it and watch that it stays as it is."""
+        network = network.to(self.device).requires_grad_(False).eval()
+        network.register_forward_pre_hook(self._count_query, with_kwargs=True)
+        self._shared.append((network, _versions(network)))
+        return network
+
+    def changed_teachers(self) -> list[str]:
+        """Parameters and buffers of shared teachers that were changed in place, replaced, unfrozen or given a gradient."""
+        return [
+            name
+            for network, before in self._shared
+            for name, now in {**dict.fromkeys(before), **_versions(network)}.items()
+            if before.get(name) != now
+        ]
 
     def teacher_init(self) -> Any:
         """An untrained network of the teacher's architecture, on the task's device."""
@@ -305,6 +321,12 @@ class Task(ABC):
                 clean = {name: value if np.isfinite(value) else None for name, value in row.items()}
                 file.write(json.dumps(clean) + "\n")
         self._curve.clear()
+
+
+def _versions(network: nn.Module) -> dict[str, tuple[int, int, bool]]:
+    """What tells that a tensor of a network is still the same: its storage, its count of changes, its gradient."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return {name: (t.data_ptr(), t._version, t.requires_grad or t.grad is not None) for name, t in tensors.items()}
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -35,7 +35,7 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "kdbench-cache"
     root.mkdir(exist_ok=True)
     os.environ["KDBENCH_CACHE"] = str(root)
-    os.environ["KDBENCH_PLUGINS"] = str(root / "no-plugins")
+    os.environ["KDBENCH_PLUGINS"] = ""  # no drop-in folder
     return root
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.cache import Cache, default_root
+from kdbench.cache import Cache
 from kdbench.errors import CacheError
+from kdbench.paths import cache_root
 
 
 def write(text: str):
@@ -113,7 +114,7 @@ def test_entries_lists_what_is_there(tmp_path):
 
 def test_the_root_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "mine"))
-    assert default_root() == tmp_path / "mine"
+    assert cache_root() == tmp_path / "mine"
     monkeypatch.delenv("KDBENCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_root() == tmp_path / "kdbench"
+    assert cache_root() == tmp_path / "kdbench"

@@ -5,7 +5,7 @@ With p the teacher's and q the student's distribution at one position:
 
 * both are ``softmax(logits / temperature)``; ``temperature`` is a number or a tensor of shape ``(...)`` (one per
   position); with ``scale_t2`` the value is multiplied by its square, so that the size of the gradient does not
-  depend on it (Hinton et al. 2015, section 2.1);
+  depend on it (Hinton et al. 2015, section 2);
 * the computation is in float32 (float64 stays float64), whatever the precision of the logits;
 * the teacher is detached; gradients flow through every occurrence of q;
 * ``0 log 0 = 0``; a vocabulary entry whose logit is ``-inf`` has probability 0, and a term of the sum that would be
@@ -60,9 +60,11 @@ def same_vocabulary(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def log_softmax(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """``log softmax(logits / temperature)`` over the last dimension, in float32 or wider."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if isinstance(temperature, Tensor):
-        temperature = temperature.unsqueeze(-1)
-    return torch.log_softmax(logits / temperature, dim=-1)
+    if not isinstance(temperature, Tensor):
+        return torch.log_softmax(logits / temperature, dim=-1)
+    impossible = torch.isneginf(logits)  # dividing them would give the temperature an undefined gradient
+    tempered = logits.masked_fill(impossible, 0.0) / temperature.unsqueeze(-1)
+    return torch.log_softmax(tempered.masked_fill(impossible, -math.inf), dim=-1)
 
 
 def _pair(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +135,7 @@ def sym_kl(student: Tensor, teacher: Tensor, *, temperature: float | Tensor = 1.
 def sfkl(
     student: Tensor, teacher: Tensor, *, lam: float = 0.1, temperature: float | Tensor = 1.0, scale_t2: bool = True
 ) -> Tensor:
-    """Skewed forward KL ``KL(p || lam p + (1 - lam) q)`` (Ko et al. 2024, DistiLLM, equation 1); 0 <= lam < 1."""
+    """Skewed forward KL ``KL(p || lam p + (1 - lam) q)`` (Ko et al. 2024, DistiLLM, section 3.1); 0 <= lam < 1."""
     log_q, log_p = _pair(student, teacher, temperature)
     return _scaled(kl(log_p, log_mixture(log_p, log_q, _fraction("lam", lam))), temperature, scale_t2)
 
@@ -168,7 +170,7 @@ def jsd(
 def akl(
     student: Tensor, teacher: Tensor, *, mu: float = 0.5, temperature: float | Tensor = 1.0, scale_t2: bool = True
 ) -> Tensor:
-    """Adaptive mix of forward and reverse KL by where the distributions differ (Wu et al. 2025, section 4.2).
+    """Adaptive mix of forward and reverse KL by where the distributions differ (Wu et al. 2025).
 
     The head of p are its most probable tokens before the one at which their cumulative mass reaches ``mu``; that
     token begins the tail. With g the L1 distance of p and q over each part, the value is
@@ -219,7 +221,7 @@ def ab_divergence(
     temperature: float | Tensor = 1.0,
     scale_t2: bool = True,
 ) -> Tensor:
-    """Alpha-beta divergence (Cichocki et al. 2011, equation 14) for alpha, beta > 0 and the limits (1, 0) and (0, 1).
+    """Alpha-beta divergence (Cichocki et al. 2011) for alpha, beta > 0 and the limits (1, 0) and (0, 1).
 
     ``-1 / (alpha beta) sum [p^alpha q^beta - alpha / (alpha + beta) p^(alpha + beta) - beta / (alpha + beta)
     q^(alpha + beta)]``; (1, 0) is :func:`fkl`, (0, 1) is :func:`rkl`, (0.5, 0.5) four times the squared Hellinger
@@ -233,11 +235,9 @@ def ab_divergence(
     if alpha <= 0 or beta <= 0:
         raise ValueError(f"alpha and beta are positive, or (1, 0), or (0, 1); not ({alpha}, {beta})")
     total = alpha + beta
-    possible = ~(torch.isneginf(log_p) | torch.isneginf(log_q))
-    both = alpha * log_p.where(possible, torch.zeros_like(log_p)) + beta * log_q.where(
-        possible, torch.zeros_like(log_q)
-    )
-    cross = both.exp() * possible
+    impossible = torch.isneginf(log_p) | torch.isneginf(log_q)
+    both = alpha * log_p.masked_fill(impossible, 0.0) + beta * log_q.masked_fill(impossible, 0.0)
+    cross = both.exp().masked_fill(impossible, 0.0)
     own = alpha / total * (total * log_p).exp() + beta / total * (total * log_q).exp()
     return _scaled((own - cross).sum(-1) / (alpha * beta), temperature, scale_t2)
 

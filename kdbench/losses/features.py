@@ -1,7 +1,7 @@
 """Losses on features and on relations between the samples of a batch: pure functions.
 
-Computed in float32, the teacher as a constant, averaged over the batch. Features are (B, D), or of any shape
-(B, ...) where they are flattened per sample.
+Computed in float32 (float64 stays float64), the teacher as a constant, averaged over the batch. Features
+are (B, D), or of any shape (B, ...) where they are flattened per sample.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.losses.logits import widen
+
 
 def batch_gram(features: Tensor) -> Tensor:
     """Similarity of the samples of a batch, rows scaled to unit length; (B, ...) to (B, B).
@@ -17,7 +19,7 @@ def batch_gram(features: Tensor) -> Tensor:
     G = F F^T over flattened features F (B, D), then each row divided by its L2 norm (Tung and Mori, ICCV 2019,
     equations 1 and 2).
     """
-    flat = features.float().flatten(1)
+    flat = widen(features).flatten(1)
     return F.normalize(flat @ flat.T, dim=1)
 
 
@@ -45,7 +47,7 @@ def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """
 
     def normalised(features: Tensor) -> Tensor:
-        distances = pairwise_distance(features.float().flatten(1))
+        distances = pairwise_distance(widen(features).flatten(1))
         return distances / distances[distances > 0].mean().clamp(min=1e-12)
 
     with torch.no_grad():
@@ -60,7 +62,7 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
     """
 
     def cosines(features: Tensor) -> Tensor:
-        flat = features.float().flatten(1)
+        flat = widen(features).flatten(1)
         directions = F.normalize(flat[None, :, :] - flat[:, None, :], dim=2)
         return directions @ directions.transpose(1, 2)
 
@@ -71,4 +73,4 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared distance of projected student features to the teacher's, of the same shape (FitNets, equation 3)."""
-    return F.mse_loss(student.float(), teacher.detach().float())
+    return F.mse_loss(widen(student), widen(teacher.detach()))

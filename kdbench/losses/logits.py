@@ -1,19 +1,27 @@
 """Losses on class logits: pure functions of (B, C) student and teacher logits.
 
-Every function computes in float32 whatever the precision of its inputs, takes the teacher as a constant, and
-returns a scalar averaged over the batch unless it says otherwise. B is the batch, C the number of classes.
+Every function computes in float32 (float64 stays float64) whatever the precision of its inputs, takes the teacher as
+a constant, and returns a scalar averaged over the batch unless it says otherwise. B is the batch, C the number of
+classes.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.losses.divergences import fkl
+from kdbench.losses.divergences import fkl, log_softmax
 
 UNLABELLED = -1
 """Label of samples whose class is not known to the method."""
+
+
+def widen(values: Tensor) -> Tensor:
+    """``values`` in float32, or in float64 where they are already."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
@@ -22,18 +30,22 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> 
     ``labels`` (B,) int64 with -1 for unlabelled samples; ``smoothing`` in [0, 1) mixes the one-hot target with the
     uniform distribution.
     """
-    total = F.cross_entropy(
-        logits.float(), labels, ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="sum"
-    )
+    total = F.cross_entropy(widen(logits), labels, ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="sum")
     return total / (labels != UNLABELLED).sum().clamp(min=1)
 
 
-def kd_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def hard_labels(labels: Tensor, teacher: Tensor) -> Tensor:
+    """The labels, with the teacher's prediction where a sample is unlabelled; (B,), (B, C) to (B,) in [0, C)."""
+    return torch.where(labels == UNLABELLED, teacher.argmax(-1), labels)
+
+
+def kd_kl(student: Tensor, teacher: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)), averaged over the batch (Hinton et al. 2015, section 2).
 
-    The factor T^2 keeps the size of the gradient independent of the temperature to first order.
+    The factor T^2 keeps the size of the gradient independent of the temperature to first order. A temperature that is
+    a scalar tensor gets a gradient.
     """
-    return temperature**2 * fkl(student, teacher.detach(), temperature=temperature).mean()
+    return fkl(student, teacher, temperature=temperature, scale_t2=True).mean()
 
 
 def zscore(logits: Tensor, eps: float = 1e-7) -> Tensor:
@@ -41,7 +53,7 @@ def zscore(logits: Tensor, eps: float = 1e-7) -> Tensor:
 
     The sample standard deviation has C - 1 in its denominator (Sun et al., CVPR 2024, algorithm 1).
     """
-    logits = logits.float()
+    logits = widen(logits)
     return (logits - logits.mean(-1, keepdim=True)) / (eps + logits.std(-1, keepdim=True))
 
 
@@ -55,7 +67,7 @@ def dkd(
     is the ordinary :func:`kd_kl`. ``labels`` (B,) in [0, C).
     """
     t = temperature
-    log_student, log_teacher = F.log_softmax(student.float() / t, -1), F.log_softmax(teacher.detach().float() / t, -1)
+    log_student, log_teacher = log_softmax(student, t), log_softmax(teacher.detach(), t)
     target = F.one_hot(labels, student.shape[-1]).bool()
 
     def binary(log_probs: Tensor) -> Tensor:
@@ -84,8 +96,8 @@ def dist(
     ``beta`` weighs 1 - correlation over the classes of each sample, ``gamma`` 1 - correlation over the samples of the
     batch for each class.
     """
-    p = F.softmax(student.float() / temperature, -1)
-    q = F.softmax(teacher.detach().float() / temperature, -1)
+    p = log_softmax(student, temperature).exp()
+    q = log_softmax(teacher.detach(), temperature).exp()
     inter, intra = 1 - pearson(p, q).mean(), 1 - pearson(p.T, q.T).mean()
     return temperature**2 * (beta * inter + gamma * intra)
 
@@ -95,8 +107,8 @@ def correlation_gap(student: Tensor, teacher: Tensor, temperature: float, level:
 
     ``level="batch"``: the (B, B) matrix P P^T, divided by B. ``level="class"``: the (C, C) matrix P^T P, divided by C.
     """
-    p = F.softmax(student.float() / temperature, -1)
-    q = F.softmax(teacher.detach().float() / temperature, -1)
+    p = log_softmax(student, temperature).exp()
+    q = log_softmax(teacher.detach(), temperature).exp()
     if level == "class":
         p, q = p.T, q.T
     return (p @ p.T - q @ q.T).square().sum() / len(p)
@@ -109,8 +121,8 @@ def ofa(student: Tensor, teacher: Tensor, labels: Tensor, *, eps: float = 1.0, t
     ``eps = 1`` is the cross-entropy to the teacher; above 1 the target's weight (1 + p_y)^eps - 1 grows with the
     teacher's confidence while the other classes fade. ``labels`` (B,) in [0, C), -1 for m = 0.
     """
-    p = F.softmax(teacher.detach().float() / temperature, -1)
-    log_student = F.log_softmax(student.float() / temperature, -1)
+    p = log_softmax(teacher.detach(), temperature).exp()
+    log_student = log_softmax(student, temperature)
     one_hot = F.one_hot(labels.clamp(min=0), p.shape[-1]) * (labels != UNLABELLED).unsqueeze(-1)
     weights = (p + one_hot) ** eps - one_hot
     return -(weights * log_student).sum(-1).mean()
@@ -118,8 +130,8 @@ def ofa(student: Tensor, teacher: Tensor, labels: Tensor, *, eps: float = 1.0, t
 
 def mean_probability_logits(members: list[Tensor]) -> Tensor:
     """Log of the mean of the members' probabilities: the logits of an ensemble; K tensors (B, C) to (B, C)."""
-    stacked = torch.stack([F.log_softmax(member.float(), -1) for member in members])
-    return stacked.logsumexp(0) - torch.log(torch.tensor(float(len(members))))
+    stacked = torch.stack([log_softmax(member) for member in members])
+    return stacked.logsumexp(0) - math.log(len(members))
 
 
 class ReverseGradient(torch.autograd.Function):

@@ -13,24 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.losses.logits import widen
+
 Weighting = Literal["teacher", "uniform", "decreasing", "top"]
 
 
 def plackett_luce_terms(scores: Tensor, order: Tensor) -> Tensor:
-    """- log probability of each choice of a ranking; (B, C), (B, C) int64 to (B, C) float32.
+    """- log probability of each choice of a ranking; (B, C), (B, C) int64 to (B, C).
 
     ``order[b, k]`` is the class at rank k. Term k is -s_pi_k + logsumexp_{l >= k} s_pi_l; the last term is 0. The
     suffix sums are one reversed ``logcumsumexp``, stable for any number of classes.
     """
-    ranked = scores.float().gather(-1, order)
-    suffix = ranked.flip(-1).logcumsumexp(-1).flip(-1)
+    ranked = widen(scores).gather(-1, order)
+    suffix: Tensor = ranked.flip(-1).logcumsumexp(-1).flip(-1)
     return suffix - ranked
 
 
 def label_first_order(teacher: Tensor, labels: Tensor) -> Tensor:
     """Classes by descending teacher logit, the true label moved to the front; (B, C), (B,) to (B, C) int64."""
-    front = teacher.float().scatter(-1, labels.unsqueeze(-1), torch.inf)
-    return front.argsort(-1, descending=True, stable=True)
+    front = widen(teacher).scatter(-1, labels.unsqueeze(-1), torch.inf)
+    return front.argsort(stable=True, dim=-1, descending=True)
 
 
 def position_weights(
@@ -45,7 +47,7 @@ def position_weights(
     """
     with torch.no_grad():
         if weighting == "teacher":
-            return F.softmax(teacher.float() / temperature, -1).gather(-1, order)
+            return F.softmax(widen(teacher) / temperature, -1).gather(-1, order)
         classes = order.shape[-1]
         rank = torch.arange(1, classes + 1, device=order.device, dtype=torch.float32)
         if weighting == "uniform":

@@ -89,7 +89,7 @@ def reduce_tokens(values: Tensor, sequence: Tensor, reduction: Reduction = "tok_
 
 
 def uld(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """Universal logit distance of two vocabularies (Boizard et al. 2024, section 3.2): (N, V_s), (N, V_t) to (N,).
+    """Universal logit distance of two vocabularies (Boizard et al. 2025): (N, V_s), (N, V_t) to (N,).
 
     L1 distance between the probabilities of each position sorted in descending order, the smaller vocabulary padded
     with zeros: the Wasserstein distance between the two multisets of probabilities. In [0, 2]. The teacher is

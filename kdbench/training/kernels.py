@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float64]
 
 def rbf(a: Array, b: Array, gamma: float) -> Array:
     """exp(-gamma |a_i - b_j|^2); (n, d), (m, d) to (n, m)."""
-    return np.exp(-gamma * cdist(a, b, "sqeuclidean"))
+    return np.asarray(np.exp(-gamma * cdist(a, b, "sqeuclidean")))
 
 
 def median_gamma(inputs: Array) -> float:
@@ -49,11 +49,9 @@ def self_distill(gram: Array, targets: Array, lam: float, alphas: list[float]) -
 
 
 def limit_coefficients(gram: Array, targets: Array, lam: float, alpha: float) -> Array:
-    """Coefficients after infinitely many steps: ridge regression with lam / alpha, up to the factor 1 / alpha.
+    """Coefficients (n, k) after infinitely many steps: those of ridge regression with lam / alpha; 0 for alpha = 0.
 
-    The limiting predictions at the training inputs are K (K + lam / alpha I)^-1 y; for ``alpha = 0`` they vanish. At
-    the fixed point the target is alpha y + (1 - alpha) f, and (K + lam I)^-1 of it equals
-    (K + lam / alpha I)^-1 y, which is returned.
+    The limiting predictions at the training inputs are K (K + lam / alpha I)^-1 y.
     """
     if alpha == 0:
         return np.zeros_like(targets)

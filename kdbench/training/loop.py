@@ -182,9 +182,9 @@ def fit(
         network.train()
     started = time.perf_counter()
     for step in range(1, steps + 1):
+        micro_batches = [next(batches) for _ in range(recipe.accumulate)]  # not counted: a loader may generate its data
         with FlopCounterMode(display=False) if step == 1 else nullcontext() as flops:
-            for _ in range(recipe.accumulate):
-                batch = next(batches)
+            for batch in micro_batches:
                 with torch.autocast(task.device.type, dtype, enabled=dtype is not None):
                     total, parts = _named(loss(model, batch))
                 if watch and not math.isfinite(total.item()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ def projector(kind: Kind, d_in: int, d_out: int, *, relu: bool = False) -> nn.Mo
     """A map between widths.
 
     ``linear``: (..., d_in) to (..., d_out). ``conv``: (B, d_in, H, W) to (B, d_out, H, W) by a 1x1 convolution and
-    batch normalisation, followed by a ReLU where ``relu``. ``mlp``: two linear layers with the width d_out between them.
+    batch normalisation, followed by a ReLU where ``relu``. ``mlp``: two linear layers, d_out wide in between.
     """
     if kind == "linear":
         return nn.Linear(d_in, d_out)
@@ -31,13 +32,23 @@ def projector(kind: Kind, d_in: int, d_out: int, *, relu: bool = False) -> nn.Mo
     return nn.Sequential(nn.Linear(d_in, d_out), nn.ReLU(), nn.Linear(d_out, d_out))
 
 
-def to_map(tokens: Tensor) -> Tensor:
-    """Tokens of a square grid as a feature map; (B, N, D) to (B, D, sqrt N, sqrt N). Raises ``ValueError`` otherwise."""
-    batch, count, width = tokens.shape
-    side = round(count**0.5)
-    if side * side != count:
-        raise ValueError(f"{count} tokens do not form a square grid")
-    return tokens.transpose(1, 2).reshape(batch, width, side, side)
+def split_grid(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Prefix tokens and grid tokens; (B, P + S^2, D) to (B, P, D), (B, S^2, D) with the largest S.
+
+    Token networks put their class token, if they have one, before the patches of a square grid.
+    """
+    count = tokens.shape[1]
+    prefix = count - math.isqrt(count) ** 2
+    return tokens[:, :prefix], tokens[:, prefix:]
+
+
+def as_map(stage: Tensor) -> Tensor:
+    """A stage of any network as a feature map; (B, C, H, W) as it is, (B, N, D) to (B, D, S, S) without prefix."""
+    if stage.dim() == 4:
+        return stage
+    grid = split_grid(stage)[1]
+    side = math.isqrt(grid.shape[1])
+    return grid.transpose(1, 2).reshape(len(grid), -1, side, side)
 
 
 def resize(features: Tensor, side: int) -> Tensor:

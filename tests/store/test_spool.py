@@ -44,6 +44,17 @@ def test_no_results_folder_is_an_empty_spool(tmp_path: Path) -> None:
     assert list(spool.iter_outcomes(tmp_path / "none")) == []
 
 
+def test_text_that_is_no_unicode_is_written_all_the_same(tmp_path: Path) -> None:
+    outcome = make_outcome(make_job(), status="failed")
+    assert outcome.error is not None
+    outcome.error.message = "no file caf\udce9.txt"
+    put(tmp_path, outcome)
+    back = spool.read_outcome(spool.job_folder(tmp_path, outcome.id))
+    assert back is not None
+    assert back.error is not None
+    assert back.error.message == "no file caf?.txt"
+
+
 def test_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job()
     put(tmp_path, make_outcome(job, 0.5))
@@ -150,5 +161,5 @@ def test_curve(tmp_path: Path) -> None:
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null}\n{"step": 3, "lo')
     assert spool.read_curve(tmp_path) == [{"step": 1.0, "loss": 2.0}, {"step": 2.0, "loss": None}]
     path.write_text('{"step": 1\n{"step": 2, "loss": 1}\n')
-    with pytest.raises(UsageError, match="curve.jsonl:1"):
+    with pytest.raises(UsageError, match=r"curve\.jsonl:1"):
         spool.read_curve(tmp_path)

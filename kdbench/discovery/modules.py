@@ -1,0 +1,48 @@
+"""Executing a plugin's module."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def load_module(path: Path, module: str | None) -> ModuleType:
+    """Import a module by its name, or execute a file as a module of its own.
+
+    Whatever the module raises goes to the caller, who knows whether that ends a job or is reported. Raises
+    ``ImportError`` where the name leads to another file than ``path``.
+    """
+    if module is not None:
+        loaded = importlib.import_module(module)
+        found = getattr(loaded, "__file__", None)
+        if found is None or Path(found).resolve() != path.resolve():
+            raise ImportError(f"{module} was read from {path}, but importing it gives {found}", name=module)
+        return loaded
+    import hashlib
+
+    # Files of one name may lie in several folders, so that the name alone does not tell modules apart.
+    name = f"kdbench_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file", path=str(path))
+    loaded = module_from_spec(spec)
+    sys.modules[name] = loaded  # dataclasses and pydantic look names up there while the module executes
+    try:
+        spec.loader.exec_module(loaded)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return loaded
+
+
+def load_object(value: str) -> Any:
+    """What an entry point ``module:attribute`` names. Whatever importing it raises goes to the caller."""
+    module, _, attribute = value.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found

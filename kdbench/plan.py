@@ -1,0 +1,219 @@
+"""From a suite to jobs: what would run, what is done, what is stale, and how long the rest takes.
+
+Nothing here imports torch or a method. Every parameter and every task is validated once, and the text that an id is
+the digest of is put together from parts, so that ten thousand jobs take a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdbench.cache import Cache
+from kdbench.errors import Problem, UsageError, did_you_mean
+from kdbench.history import History
+from kdbench.job import Job, Resources, Status
+from kdbench.preflight import preflight
+from kdbench.resolve import PlannedMethod, PlannedTask, Resolver
+from kdbench.spec import PROTOCOL, canonical_json
+from kdbench.suite import Suite
+
+if TYPE_CHECKING:
+    from kdbench.registry import Registry
+
+
+@dataclass(frozen=True)
+class TeacherNeed:
+    """A cache entry that jobs of a task need before they start."""
+
+    task: str
+    title: str
+    kind: str
+    key: Any
+    present: bool
+
+
+@dataclass
+class Plan:
+    """What a suite asks for, and how much of it a results folder has."""
+
+    suite: Suite
+    jobs: list[Job]
+    """By task, then method, then seed; equal work once."""
+    done: dict[str, Status]
+    """Status of the jobs that have an outcome, by id."""
+    stale: dict[str, list[str]]
+    """Ids of done jobs whose outcome was made with other code, with the modules of kdbench that differ now."""
+    teachers: list[TeacherNeed]
+    estimate_seconds: float | None
+    """Wall-clock time of what is left, from past outcomes; None where they say nothing about any job that is left."""
+    problems: list[Problem]
+    """What would stop jobs on this machine."""
+    notes: list[Problem] = field(default_factory=list)
+    """What is odd but stops nothing: work asked for twice, damaged outcomes."""
+    tasks: list[PlannedTask] = field(default_factory=list)
+    unknown: int = 0
+    """Jobs that are left and that the estimate does not cover."""
+    slots: int = 1
+    """Jobs that run at the same time, which the estimate assumes."""
+
+    @property
+    def left(self) -> list[Job]:
+        """Jobs without an outcome."""
+        return [job for job in self.jobs if job.id not in self.done]
+
+    @property
+    def failed(self) -> list[Job]:
+        """Jobs with an outcome that is not ``ok``."""
+        return [job for job in self.jobs if self.done.get(job.id, "ok") != "ok"]
+
+
+def make_plan(
+    suite: Suite,
+    registry: Registry,
+    results: Path,
+    *,
+    seeds: int | Sequence[int] | None = None,
+    filter: str | Sequence[str] | None = None,
+    cache: Cache | None = None,
+) -> Plan:
+    """Resolve a suite against what is installed and what ``results`` has.
+
+    ``seeds`` replaces the suite's: a number of seeds, or the seeds. ``filter`` keeps jobs whose task, method or label
+    matches (a glob, or a part of the text); of several filters, all must match. Raises ``UsageError`` with every
+    problem of the suite's tasks, methods and parameters.
+    """
+    chosen = _seeds(suite, seeds)
+    resolver = Resolver(suite, registry)
+    tasks = resolver.tasks()
+    cells = resolver.cells(tasks, len(chosen))
+    if resolver.problems:
+        resolved = {planned.method.key: planned.method for _, planned in cells}
+        _, more = preflight(suite, registry, results, [(task.index, task.spec) for task in tasks], resolved)
+        raise UsageError(list(dict.fromkeys([*resolver.problems, *more])))
+    jobs, notes = _jobs(suite, cells, chosen)
+    if filter is not None:
+        jobs = _filtered(jobs, [filter] if isinstance(filter, str) else filter)
+        kept = {job.spec_digest for job in jobs}
+        tasks = [task for task in tasks if task.digest in kept]
+    history = History(results, jobs)
+    used = {job.method: registry.methods[job.method] for job in jobs}
+    slots, problems = preflight(suite, registry, results, [(task.index, task.spec) for task in tasks], used)
+    estimate, unknown = history.estimate(slots)
+    return Plan(
+        suite=suite,
+        jobs=jobs,
+        done=history.done,
+        stale=history.stale(),
+        teachers=_teachers(tasks, registry, cache),
+        estimate_seconds=estimate,
+        problems=problems,
+        notes=notes + history.problems,
+        tasks=tasks,
+        unknown=unknown,
+        slots=slots,
+    )
+
+
+def _seeds(suite: Suite, seeds: int | Sequence[int] | None) -> list[int]:
+    if seeds is None:
+        return list(suite.seeds)
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not chosen or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in chosen):
+        raise UsageError(f"seeds are a number of seeds above 0, or whole numbers from 0, but are {seeds!r}")
+    return chosen
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def _jobs(
+    suite: Suite, cells: list[tuple[PlannedTask, PlannedMethod]], seeds: Sequence[int]
+) -> tuple[list[Job], list[Problem]]:
+    """Jobs in order, each once, and a note for every entry that asks for work that another one asked for before."""
+    jobs: dict[str, Job] = {}
+    repeated: dict[tuple[str, str], int] = {}
+    resources = Resources(**suite.resources.model_dump())
+    texts: dict[int, str] = {}
+    for task, planned in cells:
+        method = planned.method
+        fragments = {
+            "method": canonical_json(method.key),
+            "method_digest": canonical_json(method.digest),
+            "params": texts.setdefault(id(planned), canonical_json(planned.params)),
+            "task": canonical_json(task.spec.name),
+            "spec": task.text,
+            "track_version": str(task.version),
+            "protocol": str(PROTOCOL),
+        }
+        head, tail = _around_seed(fragments)
+        for seed in seeds:
+            id_ = hashlib.sha256(head + b"%d" % seed + tail).hexdigest()[:16]
+            if id_ in jobs:
+                key = (suite.place("methods", planned.index), f"{planned.label} on {task.label}")
+                repeated[key] = repeated.get(key, 0) + 1
+                continue
+            job = Job.model_construct(  # every part is validated already
+                method=method.key,
+                method_digest=method.digest,
+                params=planned.params,
+                task=task.spec.name,
+                spec=task.identity,
+                seed=seed,
+                track_version=task.version,
+                protocol=PROTOCOL,
+                suite=suite.name,
+                label=planned.label,
+                method_file=method.path,
+                module=method.module,
+                resources=resources,
+                timeout=suite.timeout or task.spec.timeout,
+                keep=tuple(dict.fromkeys(suite.keep)),
+            )
+            job.__dict__["id"] = id_
+            job.__dict__["spec_digest"] = task.digest
+            jobs[id_] = job
+    notes = [
+        Problem(place, f"{what} is asked for more than once ({count} job{'s' * (count != 1)}); it runs once")
+        for (place, what), count in repeated.items()
+    ]
+    return list(jobs.values()), notes
+
+
+def _around_seed(fragments: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """The canonical JSON of an identity before and after the value of its seed."""
+    parts = {**fragments, "seed": ""}
+    before = ",".join(f'"{name}":{parts[name]}' for name in sorted(parts) if name <= "seed")
+    after = ",".join(f'"{name}":{parts[name]}' for name in sorted(parts) if name > "seed")
+    return f"{{{before}".encode(), f",{after}}}".encode()
+
+
+def _filtered(jobs: list[Job], filters: Sequence[str]) -> list[Job]:
+    def matches(job: Job, pattern: str) -> bool:
+        texts = (job.task, f"{job.task}@{job.scale}", job.method, job.label, f"{job.track}/{job.label}")
+        return any(pattern in text or fnmatchcase(text, pattern) for text in texts)
+
+    kept = [job for job in jobs if all(matches(job, pattern) for pattern in filters)]
+    if not kept:
+        known = sorted({name for job in jobs for name in (job.task, job.method, job.label)})
+        shown = " and ".join(repr(pattern) for pattern in filters)
+        raise UsageError(
+            f"no job matches {shown}", place="--filter", hint=did_you_mean(filters[0], known, label="there are")
+        )
+    return kept
+
+
+def _teachers(tasks: list[PlannedTask], registry: Registry, cache: Cache | None) -> list[TeacherNeed]:
+    if cache is None:
+        cache = Cache(packs=[track.packs for track in registry.tracks.values() if track.packs is not None])
+    needs: dict[str, TeacherNeed] = {}
+    for task in tasks:
+        for kind, key, title in task.spec.teacher_needs():
+            name = canonical_json([kind, key])
+            if name not in needs:
+                needs[name] = TeacherNeed(task.spec.name, title, kind, key, cache.find(kind, key) is not None)
+    return list(needs.values())

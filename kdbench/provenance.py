@@ -1,0 +1,132 @@
+"""Where a result comes from: code, packages, hardware.
+
+What is the same for all jobs of a run is collected once by the coordinator and handed to the workers; a job adds
+its device and the digests of the kdbench modules that it used.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import kdbench
+from kdbench.cache import file_digest
+
+PACKAGES = (
+    "kdbench",
+    "torch",
+    "transformers",
+    "lm-eval",
+    "datasets",
+    "tokenizers",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "numba",
+    "pydantic",
+)
+"""Packages whose versions can change results."""
+
+WITHOUT_INFLUENCE = ("api", "cli", "discovery", "leaderboard", "plan", "registry", "schedule", "store", "suite", "yamlio")
+"""Parts of kdbench that schedule, store and show: editing them makes no outcome stale."""
+
+GIT_TIMEOUT = 5
+"""Seconds after which git is given up on, as on a file system that hangs."""
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Commit and dirty flag of the checkout whose root is ``folder``; empty where it is none or git is missing."""
+    if not (folder / ".git").exists():  # a file in work trees
+        return {}
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        dirty = bool(_git(folder, "status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit, "dirty": dirty}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), "--no-optional-locks", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT)
+    return done.stdout.strip()
+
+
+def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Installed versions by distribution name; those that are not installed are left out."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def cpu_model() -> str:
+    """Name of the processor, or the architecture where the system does not tell."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@cache
+def of_run() -> dict[str, Any]:
+    """What all jobs of a process have in common; computed once (tens of milliseconds, most of them in git)."""
+    from kdbench.schedule import machine
+
+    return {
+        "git": git_state(Path(kdbench.__file__).parents[1]),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "hardware": {"cpu": cpu_model(), "cores": os.cpu_count(), "memory_bytes": machine.memory()},
+    }
+
+
+@cache
+def _module_digest(path: str) -> str:
+    return file_digest(Path(path))[:16]
+
+
+def module_digests(track: str) -> dict[str, str]:
+    """First 16 hexadecimal digits of the SHA-256 of every imported kdbench module that can change a result.
+
+    Modules of other tracks, which a worker may have imported for other jobs, and those that only schedule, store
+    and show are left out. A digest is taken once per process, so that it is of the code that was loaded even where
+    the file changes later.
+    """
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name != "kdbench" and not name.startswith("kdbench."):
+            continue
+        parts = name.split(".")[1:]
+        if parts and parts[0] in WITHOUT_INFLUENCE:
+            continue
+        if parts[:1] == ["tracks"] and parts[1:2] not in ([], [track]):
+            continue
+        path = getattr(module, "__file__", None)
+        if path is not None and path.endswith(".py"):
+            found[name] = _module_digest(path)
+    return dict(sorted(found.items()))
+
+
+def device_name(device: str) -> str:
+    """``cpu``, or the name of the GPU that the job computes on."""
+    if device == "cpu":
+        return device
+    import torch
+
+    return f"{device}: {torch.cuda.get_device_name()}"

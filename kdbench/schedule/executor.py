@@ -1,0 +1,120 @@
+"""What the loop and an executor say to each other.
+
+The loop decides what runs and on which slot; an executor runs it somewhere, reports what happens, and ends it on
+request. An executor knows nothing of suites, plans, stores or hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from kdbench.job import Job
+from kdbench.schedule.packing import Capacity, Slot
+
+Kind = Literal["job", "prepare"]
+Reason = Literal["timeout", "oom", "cancelled", "lost"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One thing to run in a process of its own."""
+
+    id: str
+    """Unique among what runs: the job's id, or a name of the teacher."""
+    kind: Kind
+    """``job``: :func:`kdbench.worker.run_job`; ``prepare``: :func:`kdbench.worker.prepare`."""
+    job: Job
+    folder: Path
+    """Empty folder for what it leaves; the executor writes the log there as ``log.txt``."""
+    slot: Slot
+    timeout: float
+    """Seconds after which it is ended."""
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process took the work."""
+
+    id: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is; also its sign of life."""
+
+    id: str
+    step: int
+    total: int | None
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The work's process is gone, with everything that it started."""
+
+    id: str
+    seconds: float
+    """Wall-clock time from its start."""
+    reason: Reason | None = None
+    """Why the executor ended it; None where it ended by itself."""
+    message: str = ""
+    """What the executor measured, where it ended the work."""
+    code: int | None = None
+    """Exit code, where it exited."""
+    signal: str | None = None
+    """Name of the signal, where one ended it."""
+    peak_rss: int = 0
+    """Bytes of main memory at most, of the process itself."""
+    left_behind: int = 0
+    """Processes that it left and that were killed."""
+
+
+Event = Started | Progress | Ended
+
+
+class Executor(Protocol):
+    """Runs work; contributed by name through the hook ``kdbench_executors``."""
+
+    @property
+    def capacity(self) -> Capacity:
+        """What there is in all to give to work."""
+        ...
+
+    def submit(self, work: Work) -> None:
+        """Start the work, now; the caller has made sure that its slot is free."""
+        ...
+
+    def poll(self, timeout: float) -> list[Event]:
+        """What happened since the last call; waits up to ``timeout`` seconds for something to happen."""
+        ...
+
+    def cancel(self, id: str) -> None:
+        """End the work (with a moment to end by itself); its ``Ended`` follows. Unknown ids are ignored."""
+        ...
+
+    def close(self) -> None:
+        """End all that runs, at once, and free what the executor holds. May be called again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a factory of executors is given, beside the options of the suite."""
+
+    workers: int | None = None
+    """Jobs at once; None: as many as there are cores."""
+    wants_gpus: bool = False
+    """Whether any job of the run wants a GPU: looking for them takes seconds."""
+    preload: Sequence[str] = ("torch",)
+    """Modules that are imported once for all jobs."""
+    tracks: Sequence[str] = ()
+    """Names of the tracks of the run's jobs."""
+    plugins: Sequence[Path] = ()
+    """Files given with ``--plugin``."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What is the same for all jobs, for their outcomes."""

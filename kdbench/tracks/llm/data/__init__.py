@@ -1,0 +1,1 @@
+"""Data of the track ``llm``: corpora, procedural generators, and their encoding into tensors."""

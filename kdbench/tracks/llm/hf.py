@@ -1,0 +1,154 @@
+"""Hugging Face models and data sets, by name or from a local folder."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdbench.errors import JobError
+from kdbench.tracks.llm.data.cpython import Document
+from kdbench.tracks.llm.data.instruct import Item
+from kdbench.tracks.llm.spec import Hub, HubInstructData, HubTextData, looks_local
+
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def local_or_hub(name: str) -> str:
+    """A path with the home folder spelled out, or a hub name as it is."""
+    return str(Path(name).expanduser()) if looks_local(name) else name
+
+
+def load_model(hub: Hub, device: torch.device, *, trainable: bool) -> nn.Module:
+    """A causal language model as the task wants it; students also get adapters and gradient checkpointing.
+
+    Raises ``JobError`` with the name where transformers cannot load it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": hub.dtype if hub.dtype == "auto" else getattr(torch, hub.dtype)}
+    if hub.attn_implementation is not None:
+        options["attn_implementation"] = hub.attn_implementation
+    if hub.device_map is not None:
+        options["device_map"] = hub.device_map
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            local_or_hub(hub.name), revision=hub.revision, trust_remote_code=hub.trust_remote_code, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise JobError(f"cannot load the model {hub.name!r}: {error}") from error
+    if hub.device_map is None:
+        model = model.to(device)
+    model.config.use_cache = False
+    if trainable:
+        if hub.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if hub.lora is not None:
+            model = add_lora(model, hub)
+    return model
+
+
+def add_lora(model: nn.Module, hub: Hub) -> nn.Module:
+    """Wrap a model in low-rank adapters (Hu et al., ICLR 2022); only they require gradients."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = hub.lora
+    assert lora is not None
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    if hub.gradient_checkpointing:
+        model.enable_input_require_grads()
+    return get_peft_model(model, config)
+
+
+def load_tokenizer(hub: Hub) -> Any:
+    """The tokenizer that comes with a model; it must be a fast one."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            local_or_hub(hub.name), revision=hub.revision, trust_remote_code=hub.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise JobError(f"cannot load the tokenizer of {hub.name!r}: {error}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise JobError(f"the tokenizer of {hub.name!r} is not a fast one: character offsets are needed")
+    if tokenizer.eos_token_id is None:
+        raise JobError(f"the tokenizer of {hub.name!r} names no end-of-sequence token")
+    return tokenizer
+
+
+@lru_cache(maxsize=8)
+def load_rows(data: HubTextData | HubInstructData, split: str) -> Any:
+    """One split as a ``datasets.Dataset``, cut to the number of rows that can be used at most.
+
+    ``data.path`` is a folder of ``save_to_disk``, one file, a folder with one file per split named after it, or a name
+    on the hub. Raises ``JobError`` where there is no such split.
+    """
+    import datasets
+
+    name, local = data.splits[split], Path(data.path).expanduser()
+    try:
+        if local.is_file():
+            loaded = datasets.load_dataset(
+                READERS[local.suffix], data_files={name.split("[")[0]: str(local)}, split=name
+            )
+        elif (local / "dataset_dict.json").is_file():
+            loaded = datasets.load_from_disk(str(local))[name]
+        elif local.is_dir():
+            files = {path.stem: path for path in sorted(local.iterdir()) if path.suffix in READERS}
+            stem = name.split("[")[0]
+            if stem not in files:
+                raise JobError(f"{data.path} has no file for the split {name!r}; it has: {', '.join(files) or 'none'}")
+            reader = READERS[files[stem].suffix]
+            loaded = datasets.load_dataset(reader, data_files={stem: str(files[stem])}, split=name)
+        else:
+            loaded = datasets.load_dataset(data.path, data.config, revision=data.revision, split=name)
+    except (ValueError, KeyError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise JobError(f"cannot load the split {name!r} of {data.path!r}: {error}") from error
+    return loaded
+
+
+def _column(rows: Any, name: str, path: str) -> list[str]:
+    if name not in rows.column_names:
+        raise JobError(f"{path!r} has no column {name!r}; it has: {', '.join(rows.column_names)}")
+    return [text if isinstance(text, str) else "" for text in rows[name]]
+
+
+def data_digest(data: HubTextData | HubInstructData, split: str) -> str:
+    """SHA-256 of the text of a split, first 16 digits: keys encoded data, whatever the files are called."""
+    rows = load_rows(data, split)
+    columns = [data.text] if isinstance(data, HubTextData) else [data.prompt, data.response]
+    if isinstance(data, HubInstructData) and data.context is not None:
+        columns.append(data.context)
+    state = hashlib.sha256()
+    for column in columns:
+        for text in _column(rows, column, data.path):
+            state.update(text.encode() + b"\0")
+    return state.hexdigest()[:16]
+
+
+def text_documents(data: HubTextData, split: str) -> list[Document]:
+    """Documents of a split; rows without text are left out."""
+    texts = _column(load_rows(data, split), data.text, data.path)
+    return [Document(text, "text", {"name": f"{split}/{i}"}) for i, text in enumerate(texts) if text.strip()]
+
+
+def instruct_items(data: HubInstructData, split: str) -> list[Item]:
+    """Items of a split, up to the number that the task asks for; their one answer is the reference response."""
+    rows = load_rows(data, split)
+    limit = getattr(data, split)
+    rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    prompts, responses = _column(rows, data.prompt, data.path), _column(rows, data.response, data.path)
+    contexts = _column(rows, data.context, data.path) if data.context is not None else [""] * len(prompts)
+    items = []
+    for prompt, context, response in zip(prompts, contexts, responses, strict=True):
+        instruction = f"{prompt}\n\n{context}" if context.strip() else prompt
+        items.append(Item(instruction, response, (response,), (1.0,), "reference", 1))
+    return items

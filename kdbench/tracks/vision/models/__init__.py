@@ -1,0 +1,54 @@
+"""Model families of the vision track, each with taps: residual networks, vision transformers, mixers, transformers'."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from kdbench.tracks.vision.models.base import Classifier, Taps
+from kdbench.tracks.vision.models.mixer import Mixer
+from kdbench.tracks.vision.models.rn import ResNet
+from kdbench.tracks.vision.models.vit import ViT
+from kdbench.tracks.vision.spec import check_arch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FAMILIES", "Classifier", "Mixer", "ResNet", "Taps", "ViT", "build", "family", "taps", "to_tokens"]
+
+FAMILIES: dict[str, Callable[..., Classifier]] = {"rn": ResNet, "vit": ViT, "mixer": Mixer}
+
+
+def family(arch: str) -> str:
+    """``rn``, ``vit``, ``mixer`` or ``hf``."""
+    return re.split(r"[(:]", arch, maxsplit=1)[0]
+
+
+def build(arch: str, num_classes: int, size: int = 16, *, pretrained: bool = False) -> Classifier:
+    """A network from its architecture, such as ``rn(24,1)``, ``vit(64,4,4)``, ``mixer(64,4)`` or ``hf:FOLDER``.
+
+    Inputs are (B, 3, size, size). Raises ``ValueError`` for an unknown architecture or one that does not fit the size,
+    ``UsageError`` for a folder of transformers that cannot be loaded.
+    """
+    arch = check_arch(arch)
+    kind = family(arch)
+    if kind == "hf":
+        from kdbench.tracks.vision.models.hf import HFClassifier
+
+        return HFClassifier.open(arch[3:], num_classes, pretrained=pretrained)
+    numbers = [int(number) for number in re.findall(r"\d+", arch)]
+    model = FAMILIES[kind](*numbers, num_classes=num_classes, size=size)
+    model.arch = arch
+    return model
+
+
+def taps(model: Classifier, x: Tensor) -> Taps:
+    """Intermediate representations of a batch: see :class:`Taps`."""
+    return model.taps(x)
+
+
+def to_tokens(stage: Tensor) -> Tensor:
+    """A stage as tokens (B, N, D): positions of a map (B, C, H, W) row by row; tokens pass through."""
+    return stage.flatten(2).transpose(1, 2) if stage.dim() == 4 else stage

@@ -1,0 +1,399 @@
+"""``VisionTask``: what a method of the vision track receives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdbench.errors import ArtifactError, JobError, OverBudget, TestDataError, did_you_mean
+from kdbench.task import Scores, Task
+from kdbench.tracks.vision import data, metrics, teachers
+from kdbench.tracks.vision.batches import Batch, Batches, Split
+from kdbench.tracks.vision.models import Classifier, Taps, build, family
+from kdbench.tracks.vision.models.hf import HFClassifier
+from kdbench.tracks.vision.spec import FewClass, LongTail, MultiDomain, PseudoDomain, VisionSpec
+
+TELLING = ("shape", "texture")
+"""Metadata that tells the class."""
+NEVER = ("number",)
+"""Metadata that serves to make an image again; its number alone tells the class."""
+REBUILT = ("rn", "vit", "mixer")
+
+
+class VisionTask(Task):
+    """Image classification: in-memory splits, a student, a teacher or several, and the official metrics.
+
+    Splits that ``train`` may read: ``train`` (the student's data), ``labeled`` and ``unlabeled`` (its two parts),
+    ``val``, and where the data set has them ``pool`` (images that only the teacher can label) and ``proxy``
+    (contributions of all clients). A label of -1 is one that the method does not get.
+    """
+
+    spec: VisionSpec
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._dataset: data.Dataset | None = None
+        self._splits: dict[str, Split] = {}
+        self._others: dict[str, nn.Module] = {}
+        self._weights: dict[str, str] = {}
+        self._tables: dict[str, Tensor] = {}
+        self._counting: teachers.CountingTeacher | None = None
+        self._metering = True
+
+    # --- data -----------------------------------------------------------------------------------------------------
+
+    @property
+    def dataset(self) -> data.Dataset:
+        if self._dataset is None:
+            self._dataset = data.load(self.spec.data, self.cache)
+        return self._dataset
+
+    @property
+    def num_classes(self) -> int:
+        return self.dataset.classes
+
+    @property
+    def limited(self) -> bool:
+        """Whether answers of the teacher are rationed (``limits: {teacher_queries: ...}``)."""
+        return "teacher_queries" in self.spec.limits
+
+    def _stored(self) -> list[str]:
+        """Splits with images of their own that ``train`` may read, in the order of their identities."""
+        return ["train", *sorted(name for name in self.dataset.sizes if name in ("pool", "proxy")), "val"]
+
+    def _offset(self, split: str) -> int:
+        names = self._stored()
+        return sum(self.dataset.sizes[name] for name in names[: names.index(split)])
+
+    def split(self, name: str) -> Split:
+        """A split, on the task's device. Test data raise ``TestDataError`` inside ``train``; unknown names ``JobError``.
+
+        Metadata never tell a hidden or a wrong label: where a split has one, shape and texture are left out.
+        """
+        if name in self._splits:
+            if self._is_test(name):
+                self.require_evaluation()
+            return self._splits[name]
+        if name in ("labeled", "unlabeled"):
+            train = self.split("train")
+            made = train.take((train.y >= 0) if name == "labeled" else (train.y < 0))
+        elif name in self.dataset.sizes:
+            if self._is_test(name):
+                self.require_evaluation()
+            arrays = self.dataset.arrays(name)
+            hidden = NEVER if np.array_equal(arrays.y, arrays.truth) else (*NEVER, *TELLING)
+            arrays.meta = {key: values for key, values in arrays.meta.items() if key not in hidden}
+            offset = 0 if self._is_test(name) else self._offset(name)
+            made = teachers.to_split(arrays, device=self.device, offset=offset)
+        else:
+            known = sorted({*self.dataset.sizes, "labeled", "unlabeled"})
+            raise JobError(f"{self.spec.name} has no split {name!r}; {did_you_mean(name, known, label='splits')}")
+        self._splits[name] = made
+        return made
+
+    @staticmethod
+    def _is_test(name: str) -> bool:
+        return name == "test" or name.startswith("ood_")
+
+    def truth(self, split: str) -> Tensor:
+        """(N,) true classes of a split, -1 for images of no class. Raises ``TestDataError`` inside ``train``."""
+        self.require_evaluation()
+        names = {"labeled": "train", "unlabeled": "train"}
+        true = torch.from_numpy(self.dataset.arrays(names.get(split, split)).truth).to(self.device)
+        if split in names:
+            y = self.split("train").y
+            return true[y >= 0] if split == "labeled" else true[y < 0]
+        return true
+
+    def pool_truth(self) -> Tensor:
+        """(N,) true classes of the pool. Raises ``TestDataError`` inside ``train``."""
+        return self.truth("pool")
+
+    def train_loader(
+        self,
+        split: str | Split = "train",
+        batch_size: int | None = None,
+        augment: bool | None = None,
+        indices: Tensor | Sequence[int] | None = None,
+        purpose: str = "data",
+    ) -> Batches:
+        """Batches of a split in a new random order each epoch; the last batch of an epoch may be smaller.
+
+        ``indices`` are positions in the split to draw from. ``augment`` rolls each image by up to 2 pixels; by
+        default as the task says. ``purpose`` names the random stream: loaders with the default give every method
+        the same order.
+        """
+        part = self.split(split) if isinstance(split, str) else split
+        if indices is not None:
+            part = part.take(torch.as_tensor(indices, device=self.device))
+        return Batches(
+            part,
+            self.spec.recipe.batch_size if batch_size is None else batch_size,
+            self.generator(purpose),
+            augment=self.spec.augment == "roll" if augment is None else augment,
+        )
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    def _build(self, arch: str, *, pretrained: bool = False) -> Classifier:
+        return build(arch, self.num_classes, self.spec.data.size, pretrained=pretrained)
+
+    def build_student(self) -> Classifier:
+        return self._build(self.spec.student.arch, pretrained=self.spec.student.pretrained)
+
+    def student(self, arch: str | None = None) -> Classifier:
+        """A new student on the task's device, or a network of another architecture; equal weights for one seed."""
+        if arch is None:
+            return super().student()
+        with self.seeded("init"):
+            model = self._build(arch)
+        return model.to(self.device)
+
+    def _count_query(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._metering:
+            super()._count_query(module, args, kwargs)
+
+    def _logits(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Logits for an evaluation: the teacher may be evaluated like any network, at no query."""
+        self._metering = False
+        try:
+            return teachers.logits_of(model, x)
+        finally:
+            self._metering = True
+
+    def _teacher_spec(self, which: str) -> Any:
+        known = self.spec.all_teachers()
+        if which not in known:
+            hint = "the task has no teacher" if not known else did_you_mean(which, list(known), label="teachers")
+            raise JobError(f"{self.spec.name} has no teacher {which!r}; {hint}")
+        return known[which]
+
+    def load_teacher(self, which: str = "default") -> Classifier:
+        self._teacher_spec(which)
+        return teachers.load(self.spec, which, self.cache, self.device, self.num_classes)
+
+    def build_teacher(self) -> Classifier:
+        return self._build(self._teacher_spec("default").arch)
+
+    def prepare(self) -> None:
+        """Make the data and every teacher, so that they are in the cache."""
+        _ = self.dataset
+        for which in self.spec.all_teachers():
+            self.load_teacher(which)
+
+    def teacher(self, which: str = "default", *, trainable: bool = False) -> Classifier:
+        """A teacher of the task: frozen, in eval mode and shared; or a private trainable copy.
+
+        Samples that go through the shared one are metered as ``teacher_queries``. Where these are limited there is
+        no private copy: asking for one raises ``OverBudget``.
+        """
+        if trainable and self.limited:
+            raise OverBudget("the teacher of this task answers a limited number of queries and cannot be copied")
+        if which == "default":
+            self._teacher_spec(which)
+            return super().teacher(trainable=trainable)
+        if trainable:
+            return self.load_teacher(which).to(self.device).requires_grad_(True).train()
+        if which not in self._others:
+            model = self.load_teacher(which).to(self.device).requires_grad_(False).eval()
+            model.register_forward_pre_hook(self._count_query, with_kwargs=True)
+            self._others[which] = model
+        return self._others[which]
+
+    # --- teacher outputs ------------------------------------------------------------------------------------------
+
+    def _outputs(self, split: str, which: str = "default") -> Tensor:
+        """(N, C) logits of a teacher on a stored split, computed once for all jobs; not metered."""
+        model = None
+        if which not in self._weights:
+            model = self.load_teacher(which)
+            self._weights[which] = teachers.weights_digest(model)
+
+        def images() -> Tensor:
+            return self.split(split).x
+
+        loaded = model if model is not None else self.load_teacher(which)
+        content = self.dataset.digests[split]
+        made = teachers.outputs(loaded.to(self.device), self._weights[which], content, split, images, self.cache)
+        return made.to(self.device)
+
+    def _table(self, which: str) -> Tensor:
+        """(N, C) logits of a teacher on all images that ``train`` may read, by identity."""
+        if which not in self._tables:
+            self._tables[which] = torch.cat([self._outputs(split, which) for split in self._stored()])
+        return self._tables[which]
+
+    def _counter(self) -> teachers.CountingTeacher:
+        """The rationed teacher; what it says about images with a visible label is free."""
+        if self._counting is None:
+            counting = teachers.CountingTeacher(self._table("default"), self.budget)
+            counting.known = torch.cat([self.split(name).y >= 0 for name in self._stored()])
+            self._counting = counting
+        return self._counting
+
+    @torch.no_grad()
+    def teacher_logits(self, batch: Batch, which: str = "default") -> Tensor:
+        """(B, C) float32 logits of a teacher: stored ones for images as they are in the task, else computed now.
+
+        Metered as ``teacher_queries``. Where these are limited, images with a hidden label cost one query each when
+        they are first asked for, and labelled ones none.
+        """
+        if batch.augmented or bool((batch.index < 0).any()):
+            return self.teacher(which)(batch.x).float()
+        if self.limited and which == "default":
+            return self._counter()(batch.index)
+        self.budget.spend("teacher_queries", len(batch))
+        return self._table(which)[batch.index]
+
+    @torch.no_grad()
+    def teacher_taps(self, batch: Batch, which: str = "default") -> Taps:
+        """Representations of a teacher on a batch, computed now; metered as ``teacher_queries``."""
+        self.budget.spend("teacher_queries", len(batch))
+        return self.teacher(which).taps(batch.x)
+
+    def query(self, positions: Tensor | Sequence[int]) -> Tensor:
+        """(n, C) logits of the teacher for positions of the split ``pool``; each new image costs one query.
+
+        Raises ``OverBudget`` past the limit ``teacher_queries``, ``IndexError`` for positions outside of the pool.
+        """
+        if "pool" not in self.dataset.sizes:
+            raise JobError(f"{self.spec.name} has no pool to query")
+        rows = torch.as_tensor(positions, dtype=torch.int64, device=self.device).flatten()
+        size = self.dataset.sizes["pool"]
+        if len(rows) and (rows.min() < 0 or rows.max() >= size):
+            raise IndexError(f"the pool has the positions 0 to {size - 1}")
+        if self.limited:
+            return self._counter()(rows + self._offset("pool"))
+        return self.teacher_logits(self.split("pool").batch(rows))
+
+    # --- evaluation -----------------------------------------------------------------------------------------------
+
+    def predict(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Logits (N, C) float32 of a network in eval mode, without gradients.
+
+        Inside ``train`` images that go through the shared teacher are metered as ever; afterwards they cost nothing.
+        """
+        return self._logits(model, x) if self.phase == "evaluate" else teachers.logits_of(model, x)
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """top1, nll and ece on the validation data; agreement with the teacher where the task has one."""
+        split = self.split("val")
+        logits = self._logits(model, split.x)
+        probs = logits.softmax(1)
+        values = {
+            "top1": metrics.accuracy(logits, split.y),
+            "nll": metrics.nll(logits, split.y),
+            "ece": metrics.ece(probs, split.y),
+        }
+        if self.spec.teacher is not None:
+            values["agreement"] = metrics.agreement(logits, self._outputs("val"))
+        return values
+
+    def score_test(self, model: nn.Module) -> Scores:
+        test = self.split("test")
+        logits = self._logits(model, test.x)
+        probs = logits.softmax(1)
+        values = {
+            "top1": metrics.accuracy(logits, test.y),
+            "macro_top1": metrics.macro_accuracy(logits, test.y),
+            "nll": metrics.nll(logits, test.y),
+            "ece": metrics.ece(probs, test.y),
+            "brier": metrics.brier(probs, test.y),
+        }
+        if self.spec.teacher is not None:
+            teacher = self._outputs("test")
+            values["agreement"] = metrics.agreement(logits, teacher)
+            values["kl_teacher"] = metrics.kl_teacher(logits, teacher)
+        values |= self._shifted(model) | self._by_part(logits, test)
+        correct = (logits.argmax(1) == test.y).float()
+        losses = F.cross_entropy(logits, test.y, reduction="none")
+        return Scores(
+            {metric.name: values[metric.name] for metric in self.spec.all_metrics()},
+            {"top1": correct.cpu().numpy(), "nll": losses.cpu().numpy()},
+        )
+
+    def _shifted(self, model: nn.Module) -> dict[str, float]:
+        """Mean accuracy over the shifted domains."""
+        domains = [name for name in sorted(self.dataset.sizes) if name.startswith("ood_")]
+        if not domains:
+            return {}
+        splits = [self.split(name) for name in domains]
+        top1 = [metrics.accuracy(self._logits(model, split.x), split.y) for split in splits]
+        return {"ood_top1": sum(top1) / len(top1)}
+
+    def _by_part(self, logits: Tensor, test: Split) -> dict[str, float]:
+        """Accuracy on the parts of the test data that a derived data set is about."""
+        derive = self.spec.data.derive
+        if isinstance(derive, LongTail):
+            each = metrics.class_accuracies(logits, test.y)
+            groups = data.class_groups(self.dataset)
+            return {
+                f"{part}_top1": each[torch.from_numpy(own).to(each.device)].nanmean().item()
+                for part, own in groups.items()
+            }
+        if isinstance(derive, FewClass):
+            omitted = torch.isin(test.y, torch.tensor(derive.drop, device=test.y.device))
+            return {"omitted_top1": metrics.accuracy(logits[omitted], test.y[omitted])}
+        if isinstance(derive, MultiDomain | PseudoDomain):
+            group = test.meta["group"]
+            each = [metrics.accuracy(logits[group == g], test.y[group == g]) for g in group.unique()]
+            return {"worst_domain_top1": min(each)}
+        return {}
+
+    # --- artifacts ------------------------------------------------------------------------------------------------
+
+    def check(self, model: Any) -> None:
+        self.require(model, nn.Module)
+        probe = self.split("val").x[:2]
+        try:
+            logits = self._logits(model, probe)
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ArtifactError(
+                f"the {type(model).__name__} that train returned does not take images: {error}"
+            ) from error
+        if logits.shape != (len(probe), self.num_classes):
+            raise ArtifactError(
+                f"the {type(model).__name__} that train returned gives {tuple(logits.shape)} for {len(probe)} images; "
+                f"expected logits {(len(probe), self.num_classes)}"
+            )
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """A transformers folder for its networks; else ``model.safetensors`` and ``config.json``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(model, HFClassifier):
+            model.save_pretrained(folder)
+            return
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(state, folder / "model.safetensors")
+        config = {
+            "arch": getattr(model, "arch", None),
+            "class": f"{type(model).__module__}.{type(model).__qualname__}",
+            "num_classes": self.num_classes,
+            "size": self.spec.data.size,
+            "mean": data.MEAN,
+            "std": data.STD,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+    def load(self, folder: Path) -> nn.Module:
+        """The saved network, in eval mode. Raises ``ArtifactError`` for classes that only their method can build."""
+        config = json.loads((folder / "config.json").read_text())
+        arch = config.get("arch")
+        if "architectures" in config:
+            return HFClassifier.open(str(folder), self.num_classes, pretrained=True).to(self.device).eval()
+        if arch is None or family(arch) not in REBUILT:
+            raise ArtifactError(f"{folder} holds the weights of a {config['class']}, which the track cannot build")
+        model = build(arch, config["num_classes"], config["size"])
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model.to(self.device).eval()
+
+
+__all__ = ["Batch", "Split", "TestDataError", "VisionTask"]
