@@ -35,7 +35,18 @@ PACKAGES = (
 )
 """Packages whose versions can change results."""
 
-WITHOUT_INFLUENCE = ("api", "cli", "discovery", "leaderboard", "plan", "registry", "schedule", "store", "suite", "yamlio")
+WITHOUT_INFLUENCE = (
+    "api",
+    "cli",
+    "discovery",
+    "leaderboard",
+    "plan",
+    "registry",
+    "schedule",
+    "store",
+    "suite",
+    "yamlio",
+)
 """Parts of kdbench that schedule, store and show: editing them makes no outcome stale."""
 
 GIT_TIMEOUT = 5

@@ -23,7 +23,7 @@ from kdbench.discovery.index import Index
 from kdbench.discovery.modules import load_module
 from kdbench.discovery.records import Broken, Method, ParamField, Reading
 from kdbench.discovery.sources import Candidate, ObjectCandidate, candidates
-from kdbench.errors import ContractError, UsageError, did_you_mean
+from kdbench.errors import ContractError, Problem, UsageError, did_you_mean
 from kdbench.hookspecs import PROJECT, ContributionHooks, EventHooks, MethodHooks
 from kdbench.paths import cache_root
 from kdbench.track import Track
@@ -64,10 +64,10 @@ class Registry:
                 hint = "write " + " or ".join(method.key for method in matches)
                 raise UsageError(f"several tracks have a method {name!r}", hint=hint)
         slug = full.rpartition("/")[2]
-        for broken in self.broken:
-            if slug in broken.names:
-                message = f"the method {name!r} cannot be used: {broken.reason}"
-                raise UsageError(message, place=broken.place, hint=broken.hint)
+        reasons = [broken for broken in self.broken if slug in broken.names]
+        if reasons:
+            message = f"the method {name!r} cannot be used: "
+            raise UsageError([Problem(broken.place, message + broken.reason, broken.hint) for broken in reasons])
         scope = full.partition("/")[0] if "/" in full else None
         if scope is not None and scope not in self.tracks:
             raise UsageError(
@@ -167,7 +167,7 @@ class Registry:
             self._report(Broken(str(path), f"cannot be read: {error.strerror or error}", "", source, names))
             return None
         if reading.slug:
-            names = (reading.slug, *names)
+            names = tuple(dict.fromkeys((reading.slug, *names)))
         for flaw in reading.flaws:
             self._report(Broken(f"{path}:{flaw.line}:{flaw.column}", flaw.reason, flaw.hint, source, names))
         if reading.flaws:

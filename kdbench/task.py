@@ -145,6 +145,10 @@ class Task(ABC):
         """A new student on the task's device: for one seed, every method starts from these weights."""
         with self.seeded("init"):
             model = self.build_student()
+        return self.place(model)
+
+    def place(self, model: Any) -> Any:
+        """Move a network to the task's device; tracks that spread networks over several devices leave those alone."""
         return model.to(self.device)
 
     def teacher(self, *, trainable: bool = False) -> Any:
@@ -153,7 +157,7 @@ class Task(ABC):
         Samples that go through the shared teacher are metered as ``teacher_queries``.
         """
         if trainable:
-            copy = deepcopy(self._teacher) if self._teacher is not None else self.load_teacher().to(self.device)
+            copy = deepcopy(self._teacher) if self._teacher is not None else self.place(self.load_teacher())
             copy._forward_pre_hooks.clear()
             copy._forward_pre_hooks_with_kwargs.clear()
             return copy.requires_grad_(True).train()
@@ -163,7 +167,7 @@ class Task(ABC):
 
     def share(self, network: Any) -> Any:
         """Freeze a teacher on the task's device, meter the samples that go through it and watch that it stays as it is."""
-        network = network.to(self.device).requires_grad_(False).eval()
+        network = self.place(network).requires_grad_(False).eval()
         network.register_forward_pre_hook(self._count_query, with_kwargs=True)
         self._shared.append((network, _versions(network)))
         return network
@@ -184,6 +188,8 @@ class Task(ABC):
         return model.to(self.device)
 
     def _count_query(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.phase != "train":  # what evaluation asks for is no cost of the method
+            return
         inputs = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         self.budget.spend("teacher_queries", 1 if inputs is None else inputs.shape[0])
 

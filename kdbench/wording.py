@@ -172,7 +172,10 @@ def _wrong(
     loc = loc[:-1] if of_key else loc
     annotation, metadata = _field(model, loc[len(prefix) :])
     value = several[0]["input"]
-    name = name_of(loc) or "the file"
+    # a shorthand may have been written out before validation: then the file does not have the whole location
+    whole = several[0]["loc"]
+    written_out = whole and not of_key and str(whole[-1]) in _keys(model, whole[:-1])
+    name = name_of((*prefix, *whole) if written_out else loc) or "the file"
     place = document.place(loc, key=of_key)
     own = [str(d["ctx"]["error"]) for d in several if d["type"] in ("value_error", "assertion_error") and "ctx" in d]
     if own:
@@ -197,7 +200,7 @@ def _expected(details: ErrorDetails, metadata: Sequence[Any]) -> str:
         return _bounds(metadata) or _BOUNDS[name].format(_number(context[name]))
     if kind in _LENGTHS:
         name = _LENGTHS[kind]
-        unit = "characters" if kind.startswith("string") else "items"
+        unit = ("character" if kind.startswith("string") else "item") + "s" * (context[name] != 1)
         return f"{'at least' if name == 'min_length' else 'at most'} {context[name]} {unit} long"
     if kind == "string_pattern_mismatch":
         return f"text that matches {context['pattern']}"
@@ -264,7 +267,7 @@ def _field(model: Any, loc: Sequence[str | int]) -> tuple[Any, list[Any]]:
         origin, arguments = get_origin(branch), get_args(branch)
         if origin is dict and len(arguments) == 2:
             return _field(arguments[1], rest)
-        if origin in (list, set, frozenset) and arguments:
+        if origin in (list, set, frozenset) and arguments and isinstance(part, int):
             return _field(arguments[0], rest)
         if origin is tuple and arguments and isinstance(part, int):
             index = 0 if arguments[-1] is Ellipsis else min(part, len(arguments) - 1)

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench import provenance as origin
 from kdbench.cache import Cache, file_digest
@@ -59,6 +60,24 @@ def named(path: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
+def warm(plugins: tuple[Path, ...], tracks: Sequence[str]) -> None:
+    """Do once, before forking, what every job would do first: discovery, and what torch imports on first use.
+
+    No gradient is computed: the threads that it may start would not survive the fork.
+    """
+    registry = registry_of(plugins)
+    for name in tracks:
+        track = registry.tracks[name]
+        named(track.spec)
+        named(track.task)
+        origin.module_digests(name)
+    with repeatable(), FlopCounterMode(display=False):
+        network = nn.Linear(1, 1)
+        optimizer = torch.optim.AdamW(network.parameters())
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        nn.functional.cross_entropy(network(torch.zeros(1, 1)), torch.zeros(1, dtype=torch.long))
+
+
 def make_task(
     job: Job,
     folder: Path,
@@ -72,7 +91,9 @@ def make_task(
     registry = registry if registry is not None else registry_of(())
     track = registry.tracks.get(job.task.split("/", 1)[0])
     if track is None:
-        raise JobError(f"the track of task {job.task!r} is not installed (tracks: {', '.join(sorted(registry.tracks))})")
+        raise JobError(
+            f"the track of task {job.task!r} is not installed (tracks: {', '.join(sorted(registry.tracks))})"
+        )
     # title and timeout are no part of a task's identity and cannot change results
     spec: TaskSpec = named(track.spec).model_validate({**job.spec, "title": job.task, "timeout": job.timeout})
     if cache is None:

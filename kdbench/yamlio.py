@@ -166,6 +166,8 @@ def load(path: Path) -> Document:
 
 
 def _read(path: Path) -> str:
+    if "\0" in str(path):
+        raise UsageError("this is no possible name of a file", place=repr(str(path)))
     try:
         if path.is_dir():
             raise UsageError("this is a folder, but a YAML file was expected", place=str(path), hint=_files_in(path))
@@ -181,8 +183,6 @@ def _read(path: Path) -> str:
             size = max(size, len(content))
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror or error}", place=str(path)) from error
-    except ValueError as error:  # a NUL byte in the name itself
-        raise UsageError(f"is no possible file name: {error}", place=repr(str(path))) from error
     if size > MAX_BYTES:
         message = f"the file has {size:,} bytes, but YAML files up to {MAX_BYTES:,} bytes are read"
         raise UsageError(message, place=str(path), hint="is this the right file? split a large suite with 'extends'")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from shutil import get_terminal_size
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,7 +38,7 @@ def methods(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """List methods, or show some in full; nothing of them is executed."""
+    """List methods, or show some in full."""
     registry = open_registry(plugin, warn=False)
     _require_track(registry, track)
     asked = _asked(names)
@@ -81,7 +83,7 @@ def tasks(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """List tasks, or show some in full (NAME or NAME@SCALE) as they are resolved at a scale."""
+    """List tasks, or show some (NAME or NAME@SCALE) in full."""
     registry = open_registry(plugin, warn=False)
     _require_track(registry, track)
     asked = _asked(names)
@@ -123,7 +125,7 @@ def tasks(
 
 
 def tracks(plugin: Plugins = None, as_json: Json = False) -> None:
-    """List tracks: families of tasks that share data, models and metrics."""
+    """List tracks, the families of tasks."""
     registry = open_registry(plugin, warn=False)
     entries = registry.tasks()
     rows = [
@@ -145,7 +147,7 @@ def tracks(plugin: Plugins = None, as_json: Json = False) -> None:
 
 
 def suites(plugin: Plugins = None, as_json: Json = False) -> None:
-    """List suites that ``check``, ``plan`` and ``run`` find by name."""
+    """List the suites that check, plan and run find by name."""
     from kdbench.yamlio import load
 
     registry = open_registry(plugin, warn=False)
@@ -237,7 +239,13 @@ def _heading(name: str, title: str) -> None:
 
 def _fact(name: str, value: str) -> None:
     if value:
-        typer.echo(f"  {name:<12}{value}")
+        lines = wrap(
+            value,
+            width=max(get_terminal_size().columns, 60),
+            initial_indent=f"  {name:<12}",
+            subsequent_indent=" " * 14,
+        )
+        typer.echo("\n".join(lines))
 
 
 def _outline(data: dict[str, Any], indent: int = 2) -> None:

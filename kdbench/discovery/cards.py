@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
 from typing import Any, get_args
 
 from kdbench.cards import Baseline, Card, Compare, Kind, Paper, Source
@@ -207,10 +208,11 @@ def _build(cls: type, call: ast.Call, names: Names, text: Text, flaws: list[Flaw
             if wrong and len(flaws) == sound:  # what is wrong inside a value is told once
                 flaws.append(text.flaw(keyword.value, f"{name} {wrong}"))
     given = {keyword.arg for keyword in call.keywords}
+    meant = {name for arg in given - set(known) if arg for name in get_close_matches(arg, known, n=1)}
     missing = [
         name
         for name, field in known.items()
-        if name not in given and field.default is MISSING and field.default_factory is MISSING
+        if name not in given | meant and field.default is MISSING and field.default_factory is MISSING
     ]
     if missing and None not in given:
         flaws.append(text.flaw(call, f"{cls.__name__} lacks {', '.join(missing)}", f"add {missing[0]}=..."))

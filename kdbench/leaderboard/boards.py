@@ -146,7 +146,8 @@ class _Job:
     status: str
     value: float | None
     modules_digest: str
-    versions: tuple[int, int]
+    track_version: int
+    protocol: int
     device: str | None
     finished_at: Any
 
@@ -212,7 +213,7 @@ def _jobs(con: duckdb.DuckDBPyConnection, selection: Selection, metric: str | No
             f"WHERE current AND {where} {order}"
         )
         rows = con.execute(source, [metric, *values]).fetchall()
-    return [_Job(*row[:9], (row[9], row[10]), *row[11:]) for row in rows]
+    return [_Job(*row) for row in rows]
 
 
 def _check_metric(con: duckdb.DuckDBPyConnection, selection: Selection, metric: str, jobs: Sequence[_Job]) -> None:
@@ -351,7 +352,8 @@ def reference(board: Board, slug: str) -> Row | None:
 def _mixtures(jobs: Sequence[_Job], modules: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
     """For each job, the parts of kdbench of which another job of the board used a newer version."""
     newest: dict[str, str] = {}
-    versions = max((job.versions for job in jobs), default=(0, 0))
+    track_version = max(job.track_version for job in jobs)
+    protocol = max(job.protocol for job in jobs)
     for job in sorted(jobs, key=lambda job: job.finished_at):
         newest.update(modules.get(job.modules_digest, {}))
     by_set = {
@@ -361,10 +363,10 @@ def _mixtures(jobs: Sequence[_Job], modules: Mapping[str, Mapping[str, str]]) ->
     found = {}
     for job in jobs:
         parts = list(by_set[job.modules_digest])
-        if job.versions[0] != versions[0]:
-            parts.append(f"track version {job.versions[0]}")
-        if job.versions[1] != max(other.versions[1] for other in jobs):
-            parts.append(f"protocol {job.versions[1]}")
+        if job.track_version != track_version:
+            parts.append(f"track version {job.track_version}")
+        if job.protocol != protocol:
+            parts.append(f"protocol {job.protocol}")
         if parts:
             found[job.id] = parts
     return found

@@ -21,7 +21,7 @@ PR_SET_PDEATHSIG = 1
 """``prctl(2)``: the signal that this process gets when the thread that forked it ends."""
 
 LONGEST_PROGRESS = 4096
-"""Bytes of one message of progress: POSIX's ``PIPE_BUF`` on Linux, up to which writes of several processes do not mix."""
+"""Bytes of one message of progress: Linux's ``PIPE_BUF``, up to which writes of several processes do not mix."""
 
 DUMP_SIGNAL = signal.SIGUSR1
 """Makes a job print where it is, before it is ended for its time."""
@@ -85,8 +85,9 @@ def _redirect(output: int) -> None:
     os.dup2(output, 2)
     os.close(nothing)
     os.close(output)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    # the inherited objects belong to another kind of file; a line appears as soon as it is printed
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     faulthandler.enable(all_threads=True)
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
 

@@ -32,7 +32,8 @@ def reason_of(ended: Ended, folder: Path) -> tuple[Status, Failure]:
     if ended.signal is not None:
         return "crashed", Failure(type=ended.signal, message=f"the process was ended by {ended.signal}", traceback=tail)
     message = f"the process ended with exit code {ended.code} before the job was done"
-    return "crashed", Failure(type="exit", message=message, traceback=tail)
+    said = tail.splitlines()[-1:]
+    return "crashed", Failure(type="exit", message=": ".join([message, *said]), traceback=tail)
 
 
 def outcome_of(
@@ -66,7 +67,7 @@ def without_teacher(
     message = error.message
     if error.type == "exit":  # it raised: the exception is the last line that it printed
         status = "failed"
-        message = next(iter(reversed(error.traceback.splitlines())), message)
+        message = (error.traceback.splitlines() or [message])[-1]
     return Outcome(
         id=job.id,
         job=job,

@@ -124,13 +124,9 @@ class ForkServer:
             except Exception as error:  # noqa: BLE001 - any module of any track
                 problems.append(f"{name} cannot be imported: {type(error).__name__}: {error}")
         try:
-            from kdbench import provenance, worker
+            from kdbench import worker
 
-            registry = worker.registry_of(tuple(Path(path) for path in self.config["plugins"]))
-            for track in self.config["tracks"]:
-                worker.named(registry.tracks[track].spec)
-                worker.named(registry.tracks[track].task)
-                provenance.module_digests(track)
+            worker.warm(tuple(Path(path) for path in self.config["plugins"]), self.config["tracks"])
         except Exception as error:  # noqa: BLE001 - extensions are anybody's code
             problems.append(f"{type(error).__name__}: {error}")
         gc.collect()

@@ -17,7 +17,7 @@ from kdbench.schedule import attempts
 from kdbench.schedule.events import Events
 from kdbench.schedule.executor import Context
 from kdbench.schedule.loop import Loop, Preparation, RunResult
-from kdbench.spec import canonical_json, digest
+from kdbench.spec import canonical_json
 
 if TYPE_CHECKING:
     from kdbench.plan import Plan
@@ -59,8 +59,11 @@ def plan_run(
     plugins: Sequence[str | Path] = (),
     tracking: bool | str = True,
     registry: Registry | None = None,
+    require_ready: bool = True,
 ) -> Session:
     """Plan a run without starting anything; see :func:`kdbench.run` for the arguments.
+
+    ``require_ready``: what would stop jobs on this machine is an error, where there are jobs to run.
 
     Raises ``UsageError`` with every problem of the suite, of its tasks and of this machine.
     """
@@ -80,11 +83,11 @@ def plan_run(
         job.id
         for job in plan.jobs
         if fresh
-        or job.id not in plan.done
+        or plan.done.get(job.id, "interrupted") == "interrupted"
         or (retry_failed and plan.done[job.id] != "ok")
         or (stale == "rerun" and job.id in plan.stale)
     ]
-    if todo and plan.problems:
+    if require_ready and todo and plan.problems:
         raise UsageError(plan.problems)
     run = Run(
         id=f"{utcnow():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
@@ -189,7 +192,7 @@ def _preparations(session: Session, todo: set[str]) -> tuple[list[Preparation], 
         lacking = [(name, title) for name, title in wanted if name in missing]
         if lacking:
             names = tuple(name for name, _ in lacking)
-            needs[digest(planned.identity)] = names, ", ".join(title for _, title in lacking)
+            needs[planned.digest] = names, ", ".join(title for _, title in lacking)
     preparations: dict[str, Preparation] = {}
     waits: dict[str, str] = {}
     for job in session.run.jobs:

@@ -8,7 +8,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdbench.losses.divergences import Divergence
-from kdbench.losses.tokens import Reduction, reduce_tokens
+from kdbench.losses.tokens import Reduction, reduce_tokens, tok_mean
+
+
+def hard_loss(task: Any) -> Callable[[nn.Module, Any], Tensor]:
+    """Cross-entropy of the labels, mean over the scored tokens (classification: rows), as a loss of ``fit``."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return tok_mean(task.nll(model, batch))
+
+    return loss
 
 
 def distillation_loss(

@@ -47,7 +47,7 @@ def prepare(track: Track, spec: TaskSpec, cache: Cache) -> None:
 
 
 def copy(cache: RecordingCache, out: Path, kinds: Sequence[str], least_seconds: float) -> list[tuple[Path, int, float]]:
-    """Copy used entries of some kinds that took at least ``least_seconds`` to make: (folder, bytes, seconds) of each."""
+    """Copy used entries of some kinds that took at least so long to make: (folder, bytes, seconds) of each."""
     copied = []
     for (kind, name), folder in sorted(cache.used.items()):
         if kind not in kinds:

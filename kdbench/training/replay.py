@@ -38,7 +38,7 @@ def rows_of(batch: Any) -> list[Row]:
 
 
 def batch_of(rows: Sequence[Row], like: Any) -> Any:
-    """Sequences padded on the right (with token 0; the mask says what is padding) to one batch of the type of ``like``."""
+    """One batch of the type of ``like``: sequences padded on the right with token 0 (the mask says what is padding)."""
     ids = [row.input_ids for row in rows]
     return replace(
         like,

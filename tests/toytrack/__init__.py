@@ -20,7 +20,7 @@ PLAIN = """
 @hookimpl
 def train(task, params):
     student = task.student()
-    task.fit(student, lambda model, batch: ((model(batch[0]) - batch[1]) ** 2).mean())
+    task.fit(student, lambda model, batch: ((model(batch.x) - batch.y) ** 2).mean())
     return student
 """
 

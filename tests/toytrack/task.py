@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdbench.task import Scores, Task
+
+
+@dataclass
+class Batch:
+    x: torch.Tensor
+    y: torch.Tensor
+
+    def __len__(self):
+        return len(self.x)
 
 
 class ToyTask(Task):
@@ -53,7 +63,7 @@ class ToyTask(Task):
         x, y = self.examples("train")
         order = torch.randperm(len(x), generator=self.generator("data"))
         size = self.spec.recipe.batch_size
-        return [(x[rows], y[rows]) for rows in order.split(size)]
+        return [Batch(x[rows], y[rows]) for rows in order.split(size)]
 
     @torch.no_grad()
     def validate(self, model):

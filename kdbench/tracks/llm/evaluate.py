@@ -128,9 +128,9 @@ def rouge_l(references: Sequence[str], response: str) -> float:
     return float(_ROUGE.score_multi(references, response)["rougeL"].fmeasure)
 
 
-def distinct(tokens: Sequence[Sequence[int]], n: int = 2) -> float:
+def distinct(responses: Sequence[Sequence[Any]], n: int = 2) -> float:
     """Distinct n-grams over all n-grams of all responses, in [0, 1]; 0 without any. Li et al., NAACL 2016."""
-    grams = [tuple(row[i : i + n]) for row in tokens for i in range(len(row) - n + 1)]
+    grams = [tuple(row[i : i + n]) for row in responses for i in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 

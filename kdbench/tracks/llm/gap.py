@@ -12,22 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from kdbench.tracks.llm import models
 from kdbench.tracks.llm.spec import Gate
 
 if TYPE_CHECKING:
-    from kdbench.tracks.llm.data.encoding import TextBatch
     from kdbench.tracks.llm.task import LLMTask
-
-
-def sft_loss(model: nn.Module, batch: TextBatch) -> Tensor:
-    """Mean cross entropy of the ground truth, nats per token; (B,) labels: of the class."""
-    if batch.labels.ndim == 1:
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        return models.token_nll(logits, batch.labels).mean()
-    return models.token_nll(models.scored_logits(model, batch), models.targets_of(batch)).mean()
 
 
 def measured(task: LLMTask) -> dict[str, float]:
@@ -49,7 +37,7 @@ def measured(task: LLMTask) -> dict[str, float]:
                 spec, seed=0, method="llm/sft", folder=Path(scratch), cache=task.cache, device=task.device
             )
             student = probe.student()
-            probe.fit(student, sft_loss)
+            probe.fit(student, lambda model, batch: probe.nll(model, batch).mean())
             values = {f"teacher_{name}": value for name, value in probe.validate(probe.teacher()).items()}
             values |= {f"student_{name}": value for name, value in probe.validate(student).items()}
         (folder / "gap.json").write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")

@@ -1,17 +1,21 @@
-"""lm-evaluation-harness on local files: task descriptions and documents are written from the task's own test data.
+"""lm-evaluation-harness on local files: task descriptions and documents are written from the data of the task.
 
-Nothing is fetched: the harness reads YAML and JSON Lines files of a temporary folder, and the model is wrapped as it is.
+Nothing is fetched: the harness reads YAML and JSON Lines files of a temporary folder, and the model is wrapped as it
+is.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import numpy as np
 import torch
 import yaml
@@ -152,15 +156,24 @@ def _sum(rng: np.random.Generator, data: InstructData | TextData) -> dict[str, A
 
 
 def _fact(
-    rng: np.random.Generator, data: InstructData | TextData, knowledge: Knowledge, person: int, relation: str, *, cloze: bool
+    rng: np.random.Generator,
+    data: InstructData | TextData,
+    knowledge: Knowledge,
+    person: int,
+    relation: str,
+    *,
+    cloze: bool,
 ) -> dict[str, Any]:
-    value, others = knowledge.facts[relation][person], [v for v in VALUES[relation] if v != knowledge.facts[relation][person]]
+    value, others = (
+        knowledge.facts[relation][person],
+        [v for v in VALUES[relation] if v != knowledge.facts[relation][person]],
+    )
     if isinstance(data, InstructData):
         question, _ = knowledge.question(person, relation, knowledge.question_split(person, relation)[1])
         prompt, space = template(question), ""
     else:
         # the wording whose value stands last: what precedes it is the context
-        wording = next(text for text in STATEMENTS[relation] if text.endswith("{v}.") or text.endswith("{v} best."))
+        wording = next(text for text in STATEMENTS[relation] if text.endswith(("{v}.", "{v} best.")))
         prompt, space = wording.split(" {v}")[0].format(p=knowledge.persons[person]), " "
     if cloze:
         return {"prompt": prompt, "target": space + value}
@@ -191,8 +204,10 @@ def evaluate(task: LLMTask, model: nn.Module, names: Sequence[str]) -> dict[str,
     adapter = Adapter(model, task.tokenizer_of(model), options.batch_size, options.max_new)
     level = logging.getLogger("lm_eval").level
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     try:
-        with tempfile.TemporaryDirectory() as scratch:
+        # the harness draws a progress bar per task that cannot be turned off
+        with tempfile.TemporaryDirectory() as scratch, redirect_stderr(io.StringIO()):
             write_tasks(task, names, Path(scratch))
             manager = TaskManager(include_path=scratch, include_defaults=False)
             found = simple_evaluate(
@@ -208,6 +223,10 @@ def evaluate(task: LLMTask, model: nn.Module, names: Sequence[str]) -> dict[str,
     for name in names:
         for metric, value in found["results"][f"kdbench_{name}"].items():
             label = metric.split(",")[0]
-            if isinstance(value, int | float) and not label.endswith("_stderr") and label not in ("sample_len", "alias"):
+            if (
+                isinstance(value, int | float)
+                and not label.endswith("_stderr")
+                and label not in ("sample_len", "alias")
+            ):
                 values[f"harness/{name}/{label}"] = float(value)
     return values

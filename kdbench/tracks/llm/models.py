@@ -14,13 +14,17 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
+from transformers.utils import logging as transformers_logging
 
 from kdbench.tracks.llm.data.encoding import TextBatch
 from kdbench.tracks.llm.spec import Net
 from kdbench.tracks.llm.tokenizers import pad_id, start_id
 
+transformers_logging.disable_progress_bar()  # a bar per file drowns the log of a job
+
 PLAIN_HEADS = frozenset(
-    "gpt2 gpt_neo gpt_neox gptj llama mistral olmo olmo2 opt phi phi3 qwen2 qwen3 smollm3 stablelm starcoder2".split()
+    ("gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "olmo", "olmo2", "opt", "phi", "phi3")
+    + ("qwen2", "qwen3", "smollm3", "stablelm", "starcoder2")
 )
 """Model types whose logits are exactly ``output embedding(last hidden state)``, without scaling or capping."""
 

@@ -37,7 +37,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x < 0, without cancellation (Mächler 2012); x is at most -1e-6, so that gradients stay finite."""
+    """log(1 - e^x) for x < 0, without cancellation (Mächler 2012); x is clamped to -1e-6: gradients stay finite."""
     x = x.clamp(max=-1e-6)
     near = x > -0.6931471805599453
     return torch.where(near, torch.log(-torch.expm1(torch.where(near, x, -1.0))), torch.log1p(-torch.exp(x)))
@@ -133,8 +133,10 @@ class OutputCache:
             here = known[row]
             where = batch.index[row[here]].cpu(), position[here].cpu()
             values[here] = logprobs[where].float().to(row.device)
-            ids[here] = tokens.view(torch.int16)[where].to(row.device).long() & 0xFFFF if tokens.dtype == torch.uint16 else (
-                tokens[where].to(row.device).long()
+            ids[here] = (
+                tokens.view(torch.int16)[where].to(row.device).long() & 0xFFFF
+                if tokens.dtype == torch.uint16
+                else (tokens[where].to(row.device).long())
             )
             self.task.budget.spend("cached_teacher_queries", int(known.sum()))
         if bool(live.any()):
@@ -147,5 +149,3 @@ def stored_digest(folder: Path) -> str:
     """Digest of the weights of a cache entry, from what was written when it was sealed; first 16 digits."""
     files = json.loads((folder / "entry.json").read_text())["files"]
     return str(files["model.safetensors"]["sha256"])[:16]
-
-

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdbench.errors import JobError
 from kdbench.task import Scores, seed_of
 from kdbench.tracks.llm.data.encoding import Sequences, encode, encode_pairs, pack
 from kdbench.tracks.llm.data.instruct import Item
@@ -45,34 +46,53 @@ def sequences_for(task: LLMTask, split: Split, tokenizer: Any) -> Sequences:
 def score(task: LLMTask, model: nn.Module) -> Scores:
     """Official metrics and per-example values, by kind of data."""
     if task.classifies:
-        return score_classes(task, model)
+        scores = score_classes(task, model)
+        return Scores(official(task, scores.metrics), scores.examples)
     scores = score_text(task, model) if task.spec.data.kind.endswith("text") else score_instruct(task, model)
     if task.spec.evaluation.harness:
         scores.metrics.update(task.harness(model))
-    return scores
+    return Scores(official(task, scores.metrics), scores.examples)
+
+
+def official(task: LLMTask, values: dict[str, float]) -> dict[str, float]:
+    """The metrics that the task names, out of all that were measured. Raises ``JobError`` where one is missing."""
+    wanted = [metric.name for metric in task.spec.all_metrics()]
+    missing = [name for name in wanted if name not in values]
+    if missing:
+        raise JobError(
+            f"task {task.spec.name} names metrics that its test data do not give: {', '.join(missing)} "
+            f"(measured: {', '.join(sorted(values))})"
+        )
+    return {name: values[name] for name in wanted}
 
 
 def teacher_forced(task: LLMTask, model: nn.Module, split: str) -> tuple[Forced, Sequences]:
-    """Model on the references of a split; divergences from the teacher where both read the same tokens."""
-    tokenizer = task.tokenizer_of(model)
-    sequences = sequences_for(task, task.split(split), tokenizer)
-    live = task.spec.outputs is None and tokenizer is task.tokenizer
-    batches = sequences.batches(task.spec.evaluation.batch_size, split)
-    return forced(model, batches, task.device, task.scored_teacher if live else None), sequences
+    """Model on the references of a split, under its own tokenizer."""
+    sequences = sequences_for(task, task.split(split), task.tokenizer_of(model))
+    return forced(model, sequences.batches(task.spec.evaluation.batch_size, split), task.device), sequences
+
+
+def divergences(task: LLMTask, model: nn.Module, split: str) -> dict[str, float]:
+    """Mean KL of each direction between teacher and model on the references of a split, nats per scored token.
+
+    Raises ``JobError`` for a model with a tokenizer of its own: the two then do not speak of the same events.
+    """
+    if task.tokenizer_of(model) is not task.tokenizer:
+        raise JobError("divergences need a model with the teacher's tokenizer")
+    batches = task.split(split).sequences.batches(task.spec.evaluation.batch_size, split)
+    result = forced(model, batches, task.device, task.scored_teacher)
+    return {"kl_teacher_student": result.forward_kl, "kl_student_teacher": result.reverse_kl}
 
 
 def token_metrics(result: Forced, reference_tokens: int) -> dict[str, float]:
     """Metrics of given tokens. Perplexity counts the tokens of the task's tokenizer, whatever the model's own is."""
     total = float(result.nll.sum())
-    values = {
+    return {
         "loss": total / reference_tokens,
         "perplexity": math.exp(min(total / reference_tokens, 700.0)),
         "token_accuracy": float(result.correct.mean()),
         "ece": expected_calibration_error(result.confidence, result.correct),
     }
-    if not math.isnan(result.forward_kl):
-        values |= {"kl_teacher_student": result.forward_kl, "kl_student_teacher": result.reverse_kl}
-    return values
 
 
 def scored_tokens(sequences: Sequences) -> np.ndarray:
@@ -111,14 +131,14 @@ def score_instruct(task: LLMTask, model: nn.Module) -> Scores:
     tokenizer = task.tokenizer_of(model)
     items: list[Item] = task.split("test").rows
     limits = {"max_new": options.max_new, "batch_size": options.batch_size}
-    texts, responses = respond(model, [item.prompt for item in items], tokenizer, **limits)
+    texts, _ = respond(model, [item.prompt for item in items], tokenizer, **limits)
     right = exact_matches(items, texts)
     result, _ = teacher_forced(task, model, "test")
     metrics = token_metrics(result, int(scored_tokens(task.split("test").sequences).sum()))
     metrics |= {
         "exact_match": float(right.mean()),
-        "distinct_2": distinct(responses.tokens),
-        "response_tokens": responses.generated / len(items),
+        "distinct_2": distinct([text.split() for text in texts]),
+        "response_tokens": sum(len(ids) for ids in encode(texts, task.tokenizer)) / len(items),
     }
     examples = {"exact_match": right, "loss": result.per_row()}
     if task.spec.data.kind == "hf-instruct":

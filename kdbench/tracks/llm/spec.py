@@ -39,11 +39,12 @@ class TextData(SpecModel):
     persons: int = Field(200, ge=1, le=1600)
     """Size of the fictional knowledge base that ``facts`` speaks of."""
     noise: float = Field(0.0, ge=0, lt=1)
-    """Share of training documents that are injected noise (shuffled words, boilerplate); ``meta['noise']`` says which."""
+    """Share of training documents that are injected noise: shuffled words or boilerplate (``meta['noise']``)."""
     seed: int = 0
 
     def decides_teacher(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"val", "test"})
+        """Teachers, initialisations and tokenizers know the clean corpus, whatever noise the task injects."""
+        return self.model_dump(mode="json", exclude={"val", "test", "noise"})
 
 
 FAMILIES = (
@@ -143,7 +144,7 @@ class HubTextData(SpecModel):
 
     kind: Literal["hf-text"] = "hf-text"
     path: str
-    """Name on the hub, a folder of ``save_to_disk``, or a file or folder of ``.jsonl``, ``.json``, ``.csv``, ``.parquet``."""
+    """Name on the hub, a folder of ``save_to_disk``, or ``.jsonl``, ``.json``, ``.csv``, ``.parquet``: file or folder."""
     config: str | None = None
     """Configuration of a data set of the hub, such as ``wikitext-103-raw-v1``."""
     revision: str | None = None
@@ -314,6 +315,8 @@ class LLMSpec(TaskSpec):
             raise ValueError("a teacher of kind 'net' needs stages: an untrained teacher teaches nothing")
         if made == (self.tokenizer == "teacher"):
             raise ValueError("tokenizer 'teacher' belongs to a pretrained teacher, and a pretrained teacher needs it")
+        if made and isinstance(self.student, Hub):
+            raise ValueError("a pretrained student needs a pretrained teacher: the two share the teacher's tokenizer")
         encoder = self.data.kind in ("reviews", "docstrings")
         for role in ("teacher", "student"):
             net = getattr(self, role)
@@ -325,6 +328,11 @@ class LLMSpec(TaskSpec):
 
     def teacher_key(self) -> str:
         return digest(self.teacher_identity())
+
+    def teacher_needs(self) -> list[tuple[str, Any, str]]:
+        """The cache entry of a teacher that is trained here; pretrained ones are loaded, not made."""
+        trained = isinstance(self.teacher, Net)
+        return [("teacher", self.teacher_identity(), f"teacher of {self.name}")] if trained else []
 
     def teacher_identity(self) -> dict[str, Any]:
         """Everything that decides the teacher's weights."""

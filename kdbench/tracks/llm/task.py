@@ -213,6 +213,10 @@ class LLMTask(Task):
         """The tokenizer that a model was adopted with, or else the task's."""
         return getattr(model, "kdbench_tokenizer", self.tokenizer)
 
+    def place(self, model: Any) -> Any:
+        """Move a network to the task's device, unless accelerate has spread it over several."""
+        return model if getattr(model, "hf_device_map", None) is not None else super().place(model)
+
     def build_teacher(self) -> nn.Module:
         teacher = self.spec.teacher
         if not isinstance(teacher, Net):
@@ -318,11 +322,20 @@ class LLMTask(Task):
         student, nll = bucketed(logits, ids, targets)
         return TokenLogits(student, values, nll, targets, sequence)
 
+    def nll(self, model: nn.Module, batch: TextBatch) -> Tensor:
+        """(N,) float32 NLL in nats of the scored tokens of ``batch`` (classification: of the classes); no teacher."""
+        if self.classifies:
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            return models.token_nll(logits, batch.labels)
+        return models.token_nll(models.scored_logits(model, batch), models.targets_of(batch))
+
     @torch.no_grad()
     def scored_teacher(self, batch: TextBatch) -> Tensor:
         """(N, V) float32 logits of the live teacher on the scored positions."""
         teacher = self.teacher()
-        if models.body_and_head(teacher) is not None:  # such a forward does not pass the teacher's own hook
+        if (
+            self.phase == "train" and models.body_and_head(teacher) is not None
+        ):  # such a forward skips the teacher's hook
             self.budget.spend("teacher_queries", len(batch))
         device = next(teacher.parameters()).device
         return models.scored_logits(teacher, batch.to(device)).float().to(self.device)
@@ -379,7 +392,7 @@ class LLMTask(Task):
             generator=generator,
         )
         self.budget.spend("generated_tokens", responses.generated)
-        if model is self._teacher and models.body_and_head(model) is not None:
+        if self.phase == "train" and model is self._teacher and models.body_and_head(model) is not None:
             self.budget.spend("teacher_queries", len(prompts))
         return as_batch(prompts, responses, pad).to(self.device)
 
@@ -412,6 +425,10 @@ class LLMTask(Task):
 
     def score_test(self, model: nn.Module) -> Scores:
         return scoring.score(self, model)
+
+    def divergences(self, model: nn.Module, split: str = "val") -> dict[str, float]:
+        """``kl_teacher_student`` and ``kl_student_teacher`` on a split's references, nats per scored token."""
+        return scoring.divergences(self, model, split)
 
     def harness(self, model: nn.Module, tasks: Sequence[str] | None = None) -> dict[str, float]:
         """Scores of lm-evaluation-harness on local task files, named ``harness/<task>/<metric>``; evaluation only."""

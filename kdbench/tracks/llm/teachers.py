@@ -49,6 +49,7 @@ def stage_loss(model: nn.Module, batch: TextBatch, objective: str) -> torch.Tens
     return nn.functional.cross_entropy(scored_logits(model, batch).float(), targets_of(batch))
 
 
+@torch.enable_grad()  # a teacher may be asked for, and so trained, where gradients are off
 def train_stage(
     model: nn.Module,
     sequences: Sequences,

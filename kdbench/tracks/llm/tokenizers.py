@@ -53,7 +53,7 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def get(name: str, key: Any, texts: Callable[[], Iterable[str]], cache: Cache) -> PreTrainedTokenizerFast:
-    """The tokenizer ``name`` of the training data that ``key`` identifies; trained on ``texts()`` if not in the cache."""
+    """The tokenizer ``name`` of the data that ``key`` identifies; trained on ``texts()`` if not in the cache."""
 
     def make(folder: Path) -> None:
         train(texts(), SIZES[name]).save(str(folder / "tokenizer.json"))

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from kdbench.track import Track
 
+PACKS = Path(__file__).with_name("packs")
+"""Teachers that ship with the track, as cache entries."""
+
 TRACK = Track(
     name="vision",
     title="Image classification",
@@ -14,5 +17,5 @@ TRACK = Track(
     spec="kdbench.tracks.vision.spec:VisionSpec",
     task="kdbench.tracks.vision.task:VisionTask",
     preload=("torch", "safetensors.torch", "kdbench.tracks.vision.task"),
-    packs=Path(__file__).with_name("packs"),
+    packs=PACKS,
 )

@@ -372,8 +372,15 @@ class VisionSpec(TaskSpec):
         }
 
     def teacher_key(self) -> str | None:
-        trained = {name: self.teacher_recipe(name) for name, t in self.all_teachers().items() if t.arch[:3] != "hf:"}
-        return digest(trained) if trained else None
+        needs = self.teacher_needs()
+        return digest([key for _, key, _ in needs]) if needs else None
+
+    def teacher_needs(self) -> list[tuple[str, Any, str]]:
+        return [
+            ("teacher", self.teacher_recipe(name), f"{teacher.arch} for {teacher.target} on {self.data.source}")
+            for name, teacher in self.all_teachers().items()
+            if not teacher.arch.startswith("hf:")
+        ]
 
     def problems(self) -> list[Problem]:
         found = [

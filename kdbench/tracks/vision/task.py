@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError, OverBudget, TestDataError, did_you_mean
 from kdbench.task import Scores, Task
-from kdbench.tracks.vision import data, metrics, teachers
+from kdbench.tracks.vision import PACKS, data, metrics, teachers
 from kdbench.tracks.vision.batches import Batch, Batches, Split
 from kdbench.tracks.vision.models import Classifier, Taps, build, family
 from kdbench.tracks.vision.models.hf import HFClassifier
@@ -38,8 +39,8 @@ class VisionTask(Task):
 
     spec: VisionSpec
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, spec: VisionSpec, *, cache: Cache | None = None, **rest: Any) -> None:
+        super().__init__(spec, cache=cache if cache is not None else Cache(packs=(PACKS,)), **rest)
         self._dataset: data.Dataset | None = None
         self._splits: dict[str, Split] = {}
         self._others: dict[str, nn.Module] = {}
@@ -74,7 +75,7 @@ class VisionTask(Task):
         return sum(self.dataset.sizes[name] for name in names[: names.index(split)])
 
     def split(self, name: str) -> Split:
-        """A split, on the task's device. Test data raise ``TestDataError`` inside ``train``; unknown names ``JobError``.
+        """A split on the task's device. Test data raise ``TestDataError`` inside ``train``, unknown names ``JobError``.
 
         Metadata never tell a hidden or a wrong label: where a split has one, shape and texture are left out.
         """

@@ -74,6 +74,7 @@ def round_half(model: nn.Module) -> nn.Module:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
+@torch.enable_grad()  # a teacher may be asked for, and so trained, where gradients are off
 def train(spec: TeacherSpec, dataset: data.Dataset, size: int, seed: int, device: torch.device) -> Classifier:
     """A new teacher, trained by cross-entropy on the data set's ``train`` split with random rolls by up to 2 pixels."""
     split = to_split(dataset.arrays("train"), device=device)

@@ -14,7 +14,6 @@ import torch
 from kdbench import Baseline, Field, Params, hookimpl
 from kdbench.losses.divergences import log_softmax, rkl
 from kdbench.losses.tokens import tok_mean
-from kdbench.tracks.llm.gap import sft_loss
 from kdbench.training.loop import cycle
 from kdbench.training.rollouts import MixedBatches, sampler
 
@@ -94,7 +93,7 @@ def train(task, params):
         )
         parts = {"policy": tok_mean(surrogate)}
         if params.lm_ratio > 0:
-            parts["lm"] = params.lm_ratio * sft_loss(model, next(data))
+            parts["lm"] = params.lm_ratio * tok_mean(task.nll(model, next(data)))
         return parts
 
     rollouts = MixedBatches(task.train_loader(), sample, lambda step: 1.0, task.rng("mix"))

@@ -8,7 +8,7 @@ needed.
 import torch
 
 from kdbench import Baseline, Field, Params, hookimpl
-from kdbench.tracks.llm.gap import sft_loss
+from kdbench.training.distill import hard_loss
 from kdbench.training.replay import batch_of, rows_of
 from kdbench.training.rollouts import sampler
 
@@ -55,5 +55,5 @@ def train(task, params):
     while len(rows) < wanted:
         rows += rows_of(sample(min(params.sampling_batch, wanted - len(rows))))
     like = next(iter(task.train_loader()))
-    task.fit(student, sft_loss, loader=Responses(rows, like, size, task.generator("order")))
+    task.fit(student, hard_loss(task), loader=Responses(rows, like, size, task.generator("order")))
     return student

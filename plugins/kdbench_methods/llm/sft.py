@@ -1,7 +1,7 @@
 """Supervised fine-tuning: the student trained on the data alone, without any teacher."""
 
 from kdbench import Baseline, Params, hookimpl
-from kdbench.tracks.llm.gap import sft_loss
+from kdbench.training.distill import hard_loss
 
 BASELINE = Baseline(
     slug="sft",
@@ -20,5 +20,5 @@ class SftParams(Params):
 @hookimpl
 def train(task):
     student = task.student()
-    task.fit(student, sft_loss)
+    task.fit(student, hard_loss(task))
     return student

@@ -20,7 +20,7 @@ BASELINE = Baseline(
     slug="fixmatch_lite",
     title="FixMatch with light augmentation",
     track="vision",
-    tasks=["semi", "digits-fewlabel"],
+    tasks=["digits-fewlabel", "mismatch", "related"],
     tags=["semi-supervised"],
     reference="Sohn, Berthelot, Li et al.; NeurIPS 2020, arXiv 2001.07685",
 )

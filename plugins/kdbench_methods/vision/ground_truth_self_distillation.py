@@ -32,7 +32,7 @@ PAPER = Paper(
     url="https://github.com/Kennethborup/self_distillation",
     track="vision",
     source="code",
-    tasks=["*"],
+    tasks=["classify", "selfdistill"],
     requires=["labels"],
     tags=["self-distillation", "kernel", "theory"],
     claims=[
@@ -40,7 +40,7 @@ PAPER = Paper(
             metric="top1",
             subject="ground_truth_self_distillation",
             reference={"method": "ground_truth_self_distillation", "params": {"alpha": 0.0}},
-            tasks=["classify"],
+            tasks=["selfdistill"],
             note="ground-truth targets keep repeated self-distillation from collapsing",
         )
     ],

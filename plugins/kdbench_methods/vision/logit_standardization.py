@@ -51,20 +51,20 @@ PAPER = Paper(
             metric="top1",
             subject="logit_standardization",
             reference={"method": "kd", "params": {"temperature": 1.0}},
-            tasks=["classify"],
+            tasks=["shapetex-large-teacher"],
         ),
         Compare(
             metric="top1",
             subject="logit_standardization",
             reference={"method": "kd", "params": {"temperature": 2.0}},
-            tasks=["classify"],
+            tasks=["shapetex-large-teacher"],
         ),
-        Compare(metric="top1", subject="logit_standardization", reference="kd", tasks=["classify"]),
+        Compare(metric="top1", subject="logit_standardization", reference="kd", tasks=["shapetex-large-teacher"]),
         Compare(
             metric="top1",
             subject="logit_standardization",
             reference={"method": "kd", "params": {"temperature": 8.0}},
-            tasks=["classify"],
+            tasks=["shapetex-large-teacher"],
             note="not worse than ordinary distillation at its best temperature",
         ),
     ],
@@ -76,8 +76,16 @@ PAPER = Paper(
 
 MLKD_TEMPERATURES = (2.0, 3.0, 5.0, 6.0)
 """Beside the base temperature; from the released code of multi-level logit distillation."""
-CE_WEIGHTS = {"kd": 0.1, "ctkd": 0.1, "dkd": 1.0, "dist": 1.0, "mlkd": 1.0}
-"""Of the hosts' released recipes; PLD has no cross-entropy of its own."""
+WEIGHTS = {
+    "kd": (0.1, 9.0),
+    "ctkd": (0.1, 9.0),
+    "dkd": (1.0, 9.0),
+    "mlkd": (1.0, 9.0),
+    "dist": (1.0, 1.0),
+    "pld": (0.0, 1.0),
+}
+"""(w_ce, w_kd) by host. 9 is that of the released recipes: a standardised loss is ten times weaker than at T = 4. DIST
+already multiplies by tau^2 = 4 where its own recipe has 1, and PLD is one loss without a cross-entropy."""
 
 
 class LogitStandardizationParams(Params):
@@ -89,7 +97,9 @@ class LogitStandardizationParams(Params):
     )
     tau: float = Field(2.0, gt=0, le=100, description="base temperature, in standard deviations of the logits")
     w_ce: float | None = Field(None, ge=0, description="weight of the cross-entropy; null: that of the host's recipe")
-    w_kd: float = Field(9.0, ge=0, description="weight of the host loss: ten times that without standardisation")
+    w_kd: float | None = Field(
+        None, ge=0, description="weight of the host loss; null: that of the host's recipe, 9 for KD"
+    )
     alpha: float = Field(1.0, ge=0, description="DKD: weight of the target-class part, before w_kd")
     beta: float = Field(8.0, ge=0, description="DKD: weight of the other classes' part, before w_kd")
     warmup: float = Field(0.0, ge=0, lt=1, description="fraction of the steps over which w_kd rises from 0")
@@ -111,7 +121,7 @@ def preprocess(logits, how):
 def host_losses(student, teacher, labels, params, factor=1.0):
     """Named, weighted terms of the host loss on raw logits (B, C); ``factor`` multiplies tau (CTKD)."""
     s, t = preprocess(student, params.preprocess), preprocess(teacher, params.preprocess)
-    tau, weight = params.tau, params.w_kd
+    tau, weight = params.tau, WEIGHTS[params.host][1] if params.w_kd is None else params.w_kd
     if params.host == "dkd":
         return {"dkd": weight * dkd(s, t, labels, alpha=params.alpha, beta=params.beta, temperature=tau)}
     if params.host == "dist":
@@ -124,14 +134,14 @@ def host_losses(student, teacher, labels, params, factor=1.0):
             "class": sum(correlation_gap(student, teacher, each, "class") for each in temperatures),
         }
     if params.host == "pld":
-        return {"pld": weighted_list_loss(student, t, labels, temperature=tau)}
+        return {"pld": weight * weighted_list_loss(student, t, labels, temperature=tau)}
     return {"kd": weight * kd_kl(s, t, tau * factor)}
 
 
 @hookimpl
 def train(task, params):
     student, steps = task.student(), task.budget.steps()
-    w_ce = CE_WEIGHTS.get(params.host, 0.0) if params.w_ce is None else params.w_ce
+    w_ce = WEIGHTS[params.host][0] if params.w_ce is None else params.w_ce
     warmup, adversary, watch = Ramp(steps, params.warmup), CosineRamp(steps, 0.5), Watch(task, steps)
     learned = LearnedTemperature().to(task.device) if params.host == "ctkd" else None
 

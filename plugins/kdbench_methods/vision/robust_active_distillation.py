@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from kdbench import Compare, Field, Paper, Params, hookimpl
+from kdbench.errors import UsageError
 from kdbench.tracks.vision.batches import roll
 from kdbench.training.active import active_distillation, area
 from kdbench.training.selection import draw, entropy, k_center, margin_informativeness, robust_distribution, top
@@ -66,10 +67,13 @@ class RobustActiveDistillationParams(Params):
     """Query budget and strategy."""
 
     strategy: Literal["robust", "uniform", "margin", "entropy", "k-center", "confident-margin", "full"] = Field(
-        "robust", description="how samples are chosen; the paper's is robust"
+        "robust",
+        description="how samples are chosen; the paper's is robust. full and confident-margin ask about the whole pool",
     )
     rounds: int = Field(5, ge=1, le=100, description="times that soft labels are bought")
-    share: float = Field(0.05, gt=0, le=1, description="of the pool bought per round")
+    batch: int | None = Field(
+        None, ge=1, description="soft labels bought per round; null: the task's query limit shared by the rounds"
+    )
     temperature: float = Field(1.0, gt=0, le=100, description="of the soft-label loss")
 
 
@@ -99,10 +103,21 @@ STRATEGIES = {
 }
 
 
+def batch_size(task, params):
+    """Soft labels per round. Raises ``UsageError`` where neither the parameters nor the task limit them."""
+    if params.batch is not None:
+        return params.batch
+    limit = task.spec.limits.get("teacher_queries")
+    if limit is None:
+        raise UsageError(f"{task.spec.name} does not limit teacher_queries; set the parameter batch")
+    return max(1, int(limit) // params.rounds)
+
+
 @hookimpl
 def train(task, params):
     labelled, pool = task.split("labeled"), task.split("pool")
     everything = params.strategy == "full"
+    batch = len(pool) if everything else batch_size(task, params)
     right = task.teacher_logits(labelled.batch()).argmax(1) == labelled.y
     accuracy, shift = float(right.float().mean()), task.generator("augment")
 
@@ -117,7 +132,7 @@ def train(task, params):
         task.query,
         STRATEGIES[params.strategy],
         rounds=1 if everything else params.rounds,
-        batch=len(pool) if everything else max(1, round(params.share * len(pool))),
+        batch=batch,
         teacher_accuracy=accuracy,
         temperature=params.temperature,
         augment=(lambda x: roll(x, shift)) if task.spec.augment == "roll" else (lambda x: x),

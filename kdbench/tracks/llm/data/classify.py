@@ -12,6 +12,7 @@ from kdbench.cache import Cache
 from kdbench.errors import JobError
 from kdbench.tracks.llm.data import cpython
 from kdbench.tracks.llm.data.cpython import rank
+from kdbench.tracks.llm.data.knowledge import words
 from kdbench.tracks.llm.spec import DocstringsData, ReviewsData
 
 TOPICS: dict[str, tuple[str, ...]] = {
@@ -26,8 +27,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
 }
 """The hidden aspect of a review and the things it speaks of."""
 
-GOOD = tuple("great good lovely superb fine pleasant solid excellent charming brilliant".split())
-BAD = tuple("awful bad poor dull weak terrible shoddy horrible boring broken".split())
+GOOD = words("great good lovely superb fine pleasant solid excellent charming brilliant")
+BAD = words("awful bad poor dull weak terrible shoddy horrible boring broken")
 PATTERNS = (
     "The {thing} was {word}.",
     "I found the {thing} {word}.",

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdbench.tracks.llm.data.knowledge import RELATIONS, Knowledge
+from kdbench.tracks.llm.data.knowledge import RELATIONS, Knowledge, words
 
-WORDS = (
+WORDS = words(
     "red cat sky tree moon fish lamp door hill rain book fire snow bell coin leaf ship wind road star bird "
     "corn rope salt milk sand wool drum gate iron"
-).split()
+)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -89,15 +89,15 @@ def _words(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def nth_word(rng: np.random.Generator, level: int) -> Draft:
-    words = _words(rng, level + 2)
-    position = int(rng.integers(len(words)))
+    chosen = _words(rng, level + 2)
+    position = int(rng.integers(len(chosen)))
     ordinal = ("first", "second", "third", "fourth", "fifth", "sixth")[position]
-    return _one(f"Give the {ordinal} word: {' '.join(words)}", words[position])
+    return _one(f"Give the {ordinal} word: {' '.join(chosen)}", chosen[position])
 
 
 def reverse_words(rng: np.random.Generator, level: int) -> Draft:
-    words = _words(rng, level + 2)
-    return _one(f"Reverse the words: {' '.join(words)}", " ".join(reversed(words)))
+    chosen = _words(rng, level + 2)
+    return _one(f"Reverse the words: {' '.join(chosen)}", " ".join(reversed(chosen)))
 
 
 def _numbers(rng: np.random.Generator, level: int) -> list[int]:

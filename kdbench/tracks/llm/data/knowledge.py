@@ -9,30 +9,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FIRST = (
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(text.split())
+
+
+FIRST = words(
     "Arlo Bena Corin Dalia Edrik Fenna Garo Hilde Ivo Jora Kelan Lira Mirel Nadim Orla Pavo Quill Runa Soren "
     "Tamsin Ulma Varek Wenna Xara Yorick Zelda Anselm Brisa Cato Dorin Elwen Faron Gisla Hakon Isolde Jarek "
     "Katla Leif Maeve Nils"
-).split()
-LAST = (
+)
+LAST = words(
     "Abbot Birch Calder Dunn Ember Frost Grove Hale Irons Jasper Kestrel Lark Marsh Nettle Oake Pike Quarry "
-    "Reed Stone Thorn Umber Vale Wolfe Yarrow Ash Brook Crane Dale Elm Fox Gale Heath Ivy Jay Kite Linden Moss "
-    "North Otter Penn"
-).split()
+    "Reed Stone Thorn Umber Vale Wolfe Yarrow Ash Brook Crane Dale Elm Fox Gale Heath Ivy Jay Kite Linden "
+    "Moss North Otter Penn"
+)
 
 VALUES: dict[str, tuple[str, ...]] = {
-    "town": tuple(
-        "Karsk Belmor Tavin Ostra Ridley Sorrel Nimby Halden Corva Dunmore Elspan Farrow "
-        "Gorsby Ilmen Jutta Kirkal Lorwen Mossel Norvik Pellam Quen Rothby Selwick Tarn".split()
+    "town": words(
+        "Karsk Belmor Tavin Ostra Ridley Sorrel Nimby Halden Corva Dunmore Elspan Farrow Gorsby Ilmen Jutta "
+        "Kirkal Lorwen Mossel Norvik Pellam Quen Rothby Selwick Tarn"
     ),
-    "craft": tuple(
-        "weaver baker smith potter tailor mason miller cooper farmer sailor printer joiner "
-        "glazier tanner brewer carver fisher dyer clerk hunter shepherd painter barber scribe".split()
+    "craft": words(
+        "weaver baker smith potter tailor mason miller cooper farmer sailor printer joiner glazier tanner brewer "
+        "carver fisher dyer clerk hunter shepherd painter barber scribe"
     ),
-    "pet": tuple("cat dog owl goat hare fox crow frog newt mule swan toad duck lamb mole hawk".split()),
-    "colour": tuple(
-        "red blue green grey black white brown pink gold silver violet orange teal amber ivory lilac".split()
-    ),
+    "pet": words("cat dog owl goat hare fox crow frog newt mule swan toad duck lamb mole hawk"),
+    "colour": words("red blue green grey black white brown pink gold silver violet orange teal amber ivory lilac"),
 }
 """Relations and their possible values."""
 

@@ -135,6 +135,9 @@ class Prepared:
 
         ``lm`` on instructions is every token of the items, and what the knowledge base says as plain text.
         """
+        if isinstance(self.data, TextData) and self.data.noise:
+            clean = self.data.model_copy(update={"noise": 0.0})
+            return Prepared(self.spec.model_copy(update={"data": clean}), self.cache).stage_rows(objective)
         rows = self.split("train").sequences
         if objective != "lm" or not isinstance(self.data, InstructData):
             return rows
@@ -209,7 +212,8 @@ class Prepared:
             return (item.text for item in items)
         if isinstance(self.data, TextData):
             # in a random order, so that a cap on the text leaves every domain in it
-            documents = sorted(self.documents("train"), key=lambda document: rank(document.meta["name"]))
+            clean = text.documents(self.data.model_copy(update={"noise": 0.0}), self.cache)["train"]
+            documents = sorted(clean, key=lambda document: rank(document.meta["name"]))
             return (document.text for document in documents)
         return (example.text for example in self._class_data().splits["train"])
 

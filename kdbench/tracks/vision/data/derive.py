@@ -157,12 +157,10 @@ def mismatch(spec: DataSpec, derive: Mismatch, base: Splits, classes: int) -> Sp
         [np.resize(rng.permutation(others), unknown), np.resize(rng.permutation(targets), derive.unlabeled - unknown)]
     )
     unlabelled = shapetex.of_classes("unlabeled", rng.permutation(drawn))
-    kept = {
-        name: base[name].take(np.isin(base[name].truth, targets)) for name in base if name not in ("teacher", "train")
-    }
+    tested = {name: items for name, items in base.items() if name not in ("teacher", "train")}
     return {
         "train": join([_relabel(labelled, targets), _relabel(unlabelled, targets).hidden()]),
-        **{name: _relabel(items, targets) for name, items in kept.items()},
+        **{name: _relabel(items.take(np.isin(items.truth, targets)), targets) for name, items in tested.items()},
     }
 
 

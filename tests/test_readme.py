@@ -1,0 +1,53 @@
+"""The README shows what is there: its example is the tested file, its commands and options exist, its suite is valid."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from kdbench.cli import make_app
+from kdbench.registry import discover
+from kdbench.suite import load_suite
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+EXAMPLE = ROOT / "docs" / "examples" / "annealed_kd.py"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_method_shown_is_the_tested_file():
+    assert EXAMPLE.read_text() in blocks("python")
+
+
+def shown_commands() -> list[str]:
+    lines = [line for block in blocks("console") for line in block.splitlines()]
+    return [line[2:].split("#")[0].strip() for line in lines if line.startswith("$ kdbench ")]
+
+
+@pytest.mark.parametrize("command", shown_commands())
+def test_every_command_shown_exists_with_its_options(command: str):
+    words = shlex.split(command)
+    verbs = typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]
+    assert words[1] in verbs
+    known = {option for parameter in verbs[words[1]].params for option in parameter.opts}
+    assert {word for word in words[2:] if word.startswith("--")} <= known
+
+
+def test_the_suite_shown_is_valid(tmp_path: Path):
+    (shown,) = (block for block in blocks("yaml") if block.startswith("name: my-comparison"))
+    path = tmp_path / "my.yaml"
+    path.write_text(shown)
+    assert load_suite(path).name == "my-comparison"
+
+
+def test_the_example_is_found_without_being_executed():
+    method = discover([EXAMPLE]).method("annealed_kd", "vision")
+    assert method.source == "--plugin"
+    assert {field.name for field in method.fields} == {"start", "end", "weight"}
