@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdbench.leaderboard.frames import results as results
+    from kdbench.leaderboard.frame import results as results
     from kdbench.schedule.loop import RunResult
     from kdbench.schedule.session import Stale
 
@@ -69,6 +69,6 @@ def run(
 def __getattr__(name: str) -> Any:
     if name != "results":
         raise AttributeError(f"module 'kdbench.api' has no attribute {name!r}")
-    from kdbench.leaderboard.frames import results
+    from kdbench.leaderboard.frame import results
 
     return results

@@ -8,9 +8,11 @@ Packs are read-only folders of the same form that ship with a track.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -60,6 +62,9 @@ class Cache:
             reason = self.damage(folder)
             if reason is None:
                 self._trusted.add(folder)
+                if root == self.root:
+                    with contextlib.suppress(OSError):  # a cache that may only be read keeps no record of its use
+                        os.utime(folder / "entry.json")
                 return folder
             log.warning("cache entry %s is damaged (%s) and will be made anew", folder, reason)
         return None

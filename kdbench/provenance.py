@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,9 @@ def of_run() -> dict[str, Any]:
     }
 
 
-@cache
-def _module_digest(path: str) -> str:
-    return file_digest(Path(path))[:16]
+_read: dict[str, str] = {}
+"""Digests by module name, of the first modules of ``sys.modules``; inherited by forked workers."""
+_n_read = 0
 
 
 def module_digests(track: str) -> dict[str, str]:
@@ -119,19 +120,22 @@ def module_digests(track: str) -> dict[str, str]:
     and show are left out. A digest is taken once per process, so that it is of the code that was loaded even where
     the file changes later.
     """
-    found = {}
-    for name, module in list(sys.modules.items()):
-        if name != "kdbench" and not name.startswith("kdbench."):
-            continue
-        parts = name.split(".")[1:]
-        if parts and parts[0] in WITHOUT_INFLUENCE:
-            continue
-        if parts[:1] == ["tracks"] and parts[1:2] not in ([], [track]):
-            continue
-        path = getattr(module, "__file__", None)
+    global _n_read
+    # only what is new is looked at: to touch thousands of names would copy their memory in every forked worker
+    n_new = len(sys.modules) - _n_read if len(sys.modules) >= _n_read else len(sys.modules)
+    for name in list(islice(reversed(sys.modules), n_new)):
+        path = getattr(sys.modules.get(name), "__file__", None) if name.partition(".")[0] == "kdbench" else None
         if path is not None and path.endswith(".py"):
-            found[name] = _module_digest(path)
-    return dict(sorted(found.items()))
+            _read.setdefault(name, file_digest(Path(path))[:16])
+    _n_read = len(sys.modules)
+    return {name: digest for name, digest in sorted(_read.items()) if _counts(name, track)}
+
+
+def _counts(name: str, track: str) -> bool:
+    parts = name.split(".")[1:]
+    if parts and parts[0] in WITHOUT_INFLUENCE:
+        return False
+    return parts[:1] != ["tracks"] or parts[1:2] in ([], [track])
 
 
 def device_name(device: str) -> str:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 DEFAULT_SEEDS = 5
 MAX_SEEDS = 10_000
+MAX_ENTRIES = 10_000
+"""Methods or tasks of a suite; files that extend each other could multiply them without end."""
 APPENDING = ("methods", "tasks")
 """Keys that take a ``+`` to append to what is inherited."""
 _OWN = ("name", "description", "extends")
@@ -349,8 +351,11 @@ def _over(base: Document, over: Document, problems: list[Problem]) -> Document:
     merged = yamlio.merge(_without(base, (*drop, *replaced)), _without(over, tuple(drop)))
     for key, document in joined.items():
         merged.data[key], merged.places.children[key] = document.data, document.places
-    if len(merged.data.get("methods", ())) > yamlio.MAX_NODES or len(merged.data.get("tasks", ())) > yamlio.MAX_NODES:
-        raise UsageError("extension multiplies this suite beyond reason", place=over.place(()))
+    for key in (*APPENDING, *(f"{key}+" for key in APPENDING)):
+        entries = merged.data.get(key)
+        if isinstance(entries, list) and len(entries) > MAX_ENTRIES:
+            message = f"with what it extends, this suite has more than {MAX_ENTRIES:,} entries in '{key}'"
+            raise UsageError(message, place=over.place((key,)), hint="use 'grid' for many parameters")
     return merged
 
 
@@ -371,11 +376,13 @@ def _settled(document: Document) -> Document:
 
 
 def _validated(document: Document) -> Suite:
-    problems = list(_not_finite(document.data, (), document))
+    problems: list[Problem] = []
     try:
         suite = Suite.model_validate(document.data)
     except ValidationError as error:
-        problems += yamlio.problems_of(error, document, model=Suite)
+        problems = yamlio.problems_of(error, document, model=Suite)
+    places = {problem.place for problem in problems}
+    problems += [odd for odd in _not_finite(document.data, (), document) if odd.place not in places]
     if problems:
         raise UsageError(sorted(problems, key=lambda problem: _position(problem.place)))
     if "name" not in document.data:

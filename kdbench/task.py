@@ -118,7 +118,10 @@ class Task(ABC):
     def seed_globals(self, purpose: str) -> None:
         """Set the global generators to the start of the stream ``purpose``."""
         seed = self.stream(purpose)
-        torch.manual_seed(seed)
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # manual_seed also formats a stack trace for each absent device
+        else:
+            torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)
 

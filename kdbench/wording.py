@@ -170,10 +170,12 @@ def _wrong(
 ) -> Problem:
     of_key = loc[-1:] == ("[key]",)
     loc = loc[:-1] if of_key else loc
-    annotation, metadata = _field(model, loc[len(prefix) :])
     value = several[0]["input"]
     # a shorthand may have been written out before validation: then the file does not have the whole location
     whole = several[0]["loc"]
+    annotation, metadata = _field(model, whole)
+    if annotation is None:  # names of the branches of a union are no part of the model
+        annotation, metadata = _field(model, loc[len(prefix) :])
     written_out = whole and not of_key and str(whole[-1]) in _keys(model, whole[:-1])
     name = name_of((*prefix, *whole) if written_out else loc) or "the file"
     place = document.place(loc, key=of_key)
@@ -242,8 +244,10 @@ def _branches(annotation: Any) -> Iterator[tuple[Any, list[Any]]]:
     """The types that an annotation stands for, each with the constraints of its ``Annotated``."""
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
+        # a Field within Annotated holds its constraints itself
+        flat = [part for item in metadata for part in getattr(item, "metadata", (item,))]
         for branch, more in _branches(inner):
-            yield branch, [*metadata, *more]
+            yield branch, [*flat, *more]
     elif get_origin(annotation) in (Union, UnionType):
         for argument in get_args(annotation):
             yield from _branches(argument)

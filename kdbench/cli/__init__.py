@@ -14,7 +14,7 @@ from kdbench import __version__
 from kdbench.cli.common import ExitCode, report
 from kdbench.errors import UsageError
 
-VERBS = ("listing", "suites",)
+VERBS = ("listing", "suites", "run", "results", "maintenance")
 """Modules with verbs, in the order of the help; each has ``register(app)``."""
 
 

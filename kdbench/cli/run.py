@@ -17,12 +17,12 @@ from kdbench.cli.common import (
     complain,
     open_registry,
     print_json,
-    table,
 )
+from kdbench.cli.results import print_boards
 from kdbench.cli.suites import Filters, Seeds, SuiteName, plan_data, show_plan
 
 if TYPE_CHECKING:
-    from kdbench.leaderboard.boards import Board, Row
+    from kdbench.leaderboard.boards import Board
     from kdbench.schedule.loop import RunResult
 
 
@@ -120,8 +120,7 @@ def _summary(result: RunResult, results: Path) -> None:
     """The leaderboard of the suite's tasks, what failed, where everything is and what to type next."""
     run, left, failed = result.run, len(result.left), len(result.failed)
     if len(result.statuses) > failed:
-        for board in _boards(result):
-            _show(board)
+        print_boards(_boards(result))
     ran = len(run.todo) - left
     said = [f"{_jobs(len(run.jobs))}: {len(result.statuses) - failed} ok"]
     said += [f"{failed} failed"] if failed else []
@@ -161,28 +160,3 @@ def _boards(result: RunResult) -> list[Board]:
     digests = {job.spec_digest for job in result.run.jobs}
     found = duck.query(result.run.results, lambda con: load_boards(con, Selection(suite=result.run.suite)))
     return [board for board in found if board.spec_digest in digests]
-
-
-def _show(board: Board) -> None:
-    unit = f" ({board.unit})" if board.unit else ""
-    rows = [_cells(row, len(board.seeds)) for row in board.rows]
-    columns = ("rank", "method", f"{board.metric}{unit}", "95 %", "seeds", "gap closed", "train")
-    table(columns, rows, title=board.title, right=("rank", f"{board.metric}{unit}", "seeds", "gap closed", "train"))
-    typer.echo("")
-
-
-def _cells(row: Row, seeds: int) -> tuple[object, ...]:
-    from kdbench.quantities import show_duration
-
-    score, gap = row.score, row.gap
-    failures = ", ".join(f"{count} {status}" for status, count in sorted(row.failures.items()))
-    seconds = row.costs.get("train_seconds")
-    return (
-        row.rank,
-        row.label,
-        None if score is None else f"{score.mean:.4g}",
-        None if score is None or score.low is None else f"{score.low:.4g} to {score.high:.4g}",
-        f"{seeds}" if not failures else f"{seeds} ({failures})",
-        None if gap is None else f"{gap.mean:.0%}",
-        None if seconds is None else show_duration(seconds),
-    )

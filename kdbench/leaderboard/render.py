@@ -79,8 +79,8 @@ def header(board: Board) -> str:
         seeds = str(board.seeds[0])
     noun = "seed" if len(board.seeds) == 1 else "seeds"
     return plain(
-        f"{board.title}: {board.metric}{unit}{better}; budget {budget}; student {noun} {seeds}; ± is the 95 % t interval "
-        f"over student seeds, with one teacher (seed {board.teacher_seed})"
+        f"{board.title}: {board.metric}{unit}{better}; budget {budget}; student {noun} {seeds}; "
+        f"± is the 95 % t interval over student seeds, with one teacher (seed {board.teacher_seed})"
     )
 
 

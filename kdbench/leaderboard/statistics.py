@@ -197,7 +197,7 @@ def gap_closed(method: Values, floor: Values, ceiling: Values, direction: Direct
     width = ceiling[common] - floor[common]
     if width.mean() == 0:
         return None
-    ratio = float(gain.mean() / width.mean())
+    ratio = float(gain.mean() / width.mean()) + 0.0  # no negative zero
     if n == 1:
         return Estimate(ratio, None, None, 1)
     linear = (gain - ratio * width) / width.mean()

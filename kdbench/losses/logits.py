@@ -103,15 +103,18 @@ def dist(
 
 
 def correlation_gap(student: Tensor, teacher: Tensor, temperature: float, level: str) -> Tensor:
-    """Squared distance of Gram matrices of softened probabilities (Jin et al., CVPR 2023, equations 6 and 9).
+    """Squared distance of Gram matrices of softened probabilities (Jin et al., CVPR 2023, section 3), times C / B^2.
 
-    ``level="batch"``: the (B, B) matrix P P^T, divided by B. ``level="class"``: the (C, C) matrix P^T P, divided by C.
+    ``level="batch"``: of the (B, B) matrices P P^T; ``level="class"``: of the (C, C) matrices P^T P. The paper divides
+    by B and by C, which differs from this by the constants C / B and C^2 / B^2, near 1 where it was used (B = 64,
+    C = 100); with the common factor the size of both does not depend on the numbers of samples and classes.
     """
+    classes_per_pair = student.shape[1] / len(student) ** 2
     p = log_softmax(student, temperature).exp()
     q = log_softmax(teacher.detach(), temperature).exp()
     if level == "class":
         p, q = p.T, q.T
-    return (p @ p.T - q @ q.T).square().sum() / len(p)
+    return classes_per_pair * (p @ p.T - q @ q.T).square().sum()
 
 
 def ofa(student: Tensor, teacher: Tensor, labels: Tensor, *, eps: float = 1.0, temperature: float = 1.0) -> Tensor:

@@ -59,7 +59,11 @@ class Claim:
         return self.folder
 
     def publish(self) -> Path:
-        """Move the folder, whose ``outcome.json`` is written, into the spool; returns where it is now."""
+        """Move the folder, whose ``outcome.json`` is written, into the spool; returns where it is now.
+
+        The move itself reaches the disk within seconds, or with :func:`settle`: a power cut before that undoes it,
+        and the job runs again.
+        """
         target = spool.job_folder(self.results, self.id)
         try:
             os.rename(self.folder, target)
@@ -67,7 +71,6 @@ class Claim:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             self._replace(target)
-        spool.sync_folder(target.parent)
         return target
 
     def _replace(self, target: Path) -> None:
@@ -114,6 +117,11 @@ def sweep(results: Path) -> int:
             removed += mine.folder.exists()
             mine.release()
     return removed
+
+
+def settle(results: Path) -> None:
+    """Put the names of all finished jobs on the disk."""
+    spool.sync_folder(spool.jobs_folder(results))
 
 
 def stamp(results: Path, id: str) -> spool.Stamp | None:

@@ -329,6 +329,8 @@ class ForkServer:
         started, so it is killed as soon as every running job is younger, and at the latest when none runs.
         """
         killed = 0
+        if not self.jobs and not _has_children():
+            return 0
         try:
             oldest = min((job.process.create_time() for job in self.jobs.values()), default=float("inf"))
             orphans = [process for process in self.me.children() if process.pid not in self.jobs]
@@ -370,6 +372,15 @@ def _kill_group(leader: int, number: signal.Signals) -> int:
     except (ProcessLookupError, PermissionError):
         return 0
     return 1
+
+
+def _has_children() -> bool:
+    """Whether this process has any child, running or ended."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _memory_used(family: list[psutil.Process], limit: int) -> int:

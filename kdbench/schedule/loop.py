@@ -225,6 +225,7 @@ class Loop:
                 self.executor.close()
                 for running in self.running.values():
                     running.claim.release()
+                attempts.settle(self.run.results)
                 self.events.run_finished(result.outcomes)
         return result
 

@@ -112,7 +112,7 @@ def _ingest(path: Path, results: Path, ids: Sequence[str] | None, problems: list
         found = spool.stamps(results, ids)
         looked_at = known if ids is None else set(ids) & known.keys()
         gone = [id for id in looked_at if id not in found]
-        fresh = {id: stamp for id, stamp in found.items() if known.get(id) != ingest.stamp_text(stamp)}
+        fresh = {id: stamp for id, stamp in found.items() if known.get(id) != spool.stamp_text(stamp)}
         count = ingest.replace_jobs(con, results, fresh, gone, problems)
         members = ingest.spool_members(results, problems)
         moved = members != ingest.known_members(con)

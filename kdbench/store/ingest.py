@@ -53,7 +53,7 @@ class Batch:
         modules_digest = digest(modules)
         values = {
             "id": outcome.id,
-            "stamp": stamp_text(stamp),
+            "stamp": spool.stamp_text(stamp),
             "track": job.track,
             "task": job.task,
             "scale": job.scale,
@@ -129,11 +129,6 @@ def _metric_rows(spec_digest: str, spec: Mapping[str, Any]) -> Rows:
         row = (spec_digest, about.get("name"), number == 0, about.get("direction"), about.get("unit"), lower, upper)
         rows.append(row)
     return rows
-
-
-def stamp_text(stamp: spool.Stamp) -> str:
-    """A stamp as the store keeps it."""
-    return "-".join(map(str, stamp))
 
 
 def create(con: duckdb.DuckDBPyConnection) -> None:

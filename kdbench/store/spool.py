@@ -218,6 +218,11 @@ def stamps(results: Path, ids: Iterable[str] | None = None) -> dict[str, Stamp]:
     return found
 
 
+def stamp_text(stamp: Stamp) -> str:
+    """A stamp as stores keep it."""
+    return "-".join(map(str, stamp))
+
+
 def read_curve(folder: Path) -> list[dict[str, float | None]]:
     """Points of a job's curve, in the order in which they were logged; empty where there is none.
 

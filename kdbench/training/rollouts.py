@@ -18,7 +18,7 @@ def sampler(
     max_new: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    top_k: int | None = None,
+    top_k: int = 0,
     purpose: str = "rollout",
 ) -> Callable[[int], Any]:
     """A function n -> batch of n responses of ``model``, with the weights of the moment, to training prompts.

@@ -115,7 +115,7 @@ def test_every_field_of_every_card_is_checked(cls):
         ('slug="m", ', "", "5:8", "Baseline lacks slug", "add slug=..."),
         ('slug="m"', 'slug="m", **more', "5:29", "** in Baseline(...) is not a literal", "every argument"),
         ('slug="m"', '"m"', "5:17", "takes named arguments only", "name=value"),
-        ('tasks=["*"]', 'taks=["*"]', "5:61", "no field 'taks'", "did you mean 'tasks'?"),
+        ('tasks=["*"]', 'taks=["*"]', "5:61", "no field 'taks'", "did you mean 'tasks' or"),
         ('tasks=["*"]', 'tasks="classify"', "5:67", "tasks must be a list of texts", "write ['classify']"),
         ('tasks=["*"]', "tasks=[]", "5:67", "tasks must name at least one", ""),
         ('tags=["test"]', "tags=[1]", "5:79", "tags must be a list of texts", ""),

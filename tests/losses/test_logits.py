@@ -127,6 +127,14 @@ def test_correlation_gaps_vanish_at_the_teacher_and_ignore_what_they_should():
     assert L.correlation_gap(t[samples], t, 4.0, "class") < 1e-12
 
 
+def test_correlation_gaps_do_not_grow_with_the_batch():
+    # Every sample and class four times: the distributions of pairs are the same.
+    s, t, _ = pair()
+    for level in ("batch", "class"):
+        one = L.correlation_gap(s, t, 2.0, level).item()
+        assert L.correlation_gap(s.repeat(4, 1), t.repeat(4, 1), 2.0, level).item() == pytest.approx(one, rel=1e-9)
+
+
 def test_ofa_with_exponent_one_is_cross_entropy_to_the_teacher():
     s, t, y = pair()
     expected = -(F.softmax(t, -1) * F.log_softmax(s, -1)).sum(-1).mean()

@@ -49,7 +49,7 @@ def test_samples_come_from_the_weights_of_the_moment():
     nn.init.constant_(network.weight, 2.0)
     second = sample(3)
     assert (first.weight, second.weight) == (1.0, 2.0)
-    assert first.options == (24, 0.9, 1.0, None)
+    assert first.options == (24, 0.9, 1.0, 0)
     assert first.prompts != second.prompts
     assert first.noise != second.noise
 

@@ -300,8 +300,8 @@ class TeacherSpec(SpecModel):
 
 TEACHER_RECIPES: dict[str, Recipe] = {
     "rn": Recipe(optimizer="sgd", lr=0.1, schedule="onecycle", weight_decay=5e-4, batch_size=64),
-    "vit": Recipe(optimizer="adamw", lr=1e-3, schedule="cosine", warmup=0.1, weight_decay=0.05, batch_size=64),
-    "mixer": Recipe(optimizer="adamw", lr=1e-3, schedule="cosine", warmup=0.1, weight_decay=0.05, batch_size=64),
+    "vit": Recipe(optimizer="adamw", lr=2e-3, schedule="cosine", warmup=0.1, weight_decay=0.05, batch_size=64),
+    "mixer": Recipe(optimizer="adamw", lr=3e-3, schedule="cosine", warmup=0.1, weight_decay=0.05, batch_size=64),
 }
 """Training of teachers by family of the architecture; with random rolls by up to 2 pixels."""
 
@@ -388,12 +388,13 @@ class VisionSpec(TaskSpec):
             for package in self.requires
             if importlib.util.find_spec(package) is None
         ]
-        folders = {"data.path": self.data.path} if self.data.source == "hf" else {}
-        folders |= {f"teachers.{k}.arch": t.arch[3:] for k, t in self.all_teachers().items() if t.arch[:3] == "hf:"}
-        folders |= {"student.arch": self.student.arch[3:]} if self.student.arch[:3] == "hf:" else {}
-        for field, path in folders.items():
+        places = {"data.path": self.data.path} if self.data.source == "hf" else {}
+        archs = {"student.arch": self.student.arch}
+        for name, teacher in self.all_teachers().items():
+            archs["teacher.arch" if name == "default" else f"teachers.{name}.arch"] = teacher.arch
+        places |= {field: arch.removeprefix("hf:") for field, arch in archs.items() if arch.startswith("hf:")}
+        for field, path in places.items():
             if path.startswith(("/", "./", "../", "~")) and not Path(path).expanduser().exists():
-                found.append(
-                    Problem(f"{self.name}: {field}", f"no file or folder {path}", "names without / are hub names")
-                )
+                hint = "a path starts with /, ./, ../ or ~; everything else is a name on the hub"
+                found.append(Problem(f"{self.name}: {field}", f"there is no folder {path}", hint))
         return found

@@ -77,7 +77,7 @@ class MiniPlmParams(Params):
     reference_slice: float = Field(
         0.2, gt=0, le=1, description="fraction of the chunks that the reference is trained on"
     )
-    reference_steps: int = Field(300, ge=1, le=1000000, description="optimizer steps of the reference (metered apart)")
+    reference_steps: float = Field(1.0, gt=0, le=100, description="of the reference, as a multiple of the task's steps")
     reference_layers: int = Field(1, ge=1, le=48, description="layers of the reference")
     reference_width: int = Field(48, ge=8, le=4096, description="width of the reference, with four heads")
     from_scratch: bool = Field(
@@ -144,9 +144,8 @@ def reference_scores(task, params):
     chosen = task.rng("init").choice(total, max(1, round(params.reference_slice * total)), replace=False)
     reference = task.new_student(Net(layers=params.reference_layers, width=params.reference_width))
     loader = task.train_loader(rows=torch.from_numpy(np.sort(chosen)))
-    task.fit(
-        reference, hard_loss(task), loader=loader, steps=params.reference_steps, spend="aux_steps", tag="reference"
-    )
+    steps = max(1, round(params.reference_steps * task.spec.limits["steps"]))
+    task.fit(reference, hard_loss(task), loader=loader, steps=steps, spend="aux_steps", tag="reference")
     return chunk_nll(task, lambda batch: scored_logits(reference, batch), count_parameters(reference))
 
 
@@ -184,7 +183,8 @@ def nll_of_reference(task, params):
     """Reference NLL of every chunk, and its costs; one reference per seed, whatever student is trained later."""
     settings = {name: getattr(params, name) for name in REFERENCE}
     recipe = task.spec.recipe.model_dump(mode="json")
-    key = {"reference": settings, "recipe": recipe, "seed": task.stream("init")}
+    steps = task.spec.limits["steps"]
+    key = {"reference": settings, "steps": steps, "recipe": recipe, "seed": task.stream("init")}
     return once(task, key, lambda apart: reference_scores(apart, params))
 
 

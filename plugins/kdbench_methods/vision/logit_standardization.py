@@ -17,6 +17,7 @@ that the paper's choice is compared with.
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 
 from kdbench import Compare, Field, Paper, Params, hookimpl
@@ -70,6 +71,8 @@ PAPER = Paper(
     ],
     departures=[
         "MLKD without the second, strongly augmented view and without the confidence masks of its released code",
+        "MLKD averages over its temperatures where the released code sums, so that w_kd means the same for every host",
+        "MLKD's batch and class levels are scaled so as not to depend on the numbers of samples and classes",
         "unlabelled samples take the teacher's prediction where a host loss needs a target class",
     ],
 )
@@ -95,7 +98,12 @@ class LogitStandardizationParams(Params):
     preprocess: Literal["zscore", "mean", "l2", "max", "none"] = Field(
         "zscore", description="what is done to the logits before the loss; the paper's is zscore"
     )
-    tau: float = Field(2.0, gt=0, le=100, description="base temperature, in standard deviations of the logits")
+    tau: float = Field(
+        2.0,
+        gt=0,
+        le=100,
+        description="base temperature in standard deviations; for pld below 1, or all ranks weigh alike",
+    )
     w_ce: float | None = Field(None, ge=0, description="weight of the cross-entropy; null: that of the host's recipe")
     w_kd: float | None = Field(
         None, ge=0, description="weight of the host loss; null: that of the host's recipe, 9 for KD"
@@ -118,6 +126,10 @@ def preprocess(logits, how):
     return logits
 
 
+def mean(terms):
+    return torch.stack(terms).mean()
+
+
 def host_losses(student, teacher, labels, params, factor=1.0):
     """Named, weighted terms of the host loss on raw logits (B, C); ``factor`` multiplies tau (CTKD)."""
     s, t = preprocess(student, params.preprocess), preprocess(teacher, params.preprocess)
@@ -129,9 +141,9 @@ def host_losses(student, teacher, labels, params, factor=1.0):
     if params.host == "mlkd":
         temperatures = (tau, *(other for other in MLKD_TEMPERATURES if other != tau))
         return {
-            "instance": weight * sum(kd_kl(s, t, each) for each in temperatures),
-            "batch": sum(correlation_gap(student, teacher, each, "batch") for each in temperatures),
-            "class": sum(correlation_gap(student, teacher, each, "class") for each in temperatures),
+            "instance": weight * mean([kd_kl(s, t, each) for each in temperatures]),
+            "batch": mean([correlation_gap(student, teacher, each, "batch") for each in temperatures]),
+            "class": mean([correlation_gap(student, teacher, each, "class") for each in temperatures]),
         }
     if params.host == "pld":
         return {"pld": weight * weighted_list_loss(student, t, labels, temperature=tau)}

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from kdbench_methods.vision import fixmatch_lite
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from kdbench_methods.vision import ground_truth_self_distillation as method
 
 

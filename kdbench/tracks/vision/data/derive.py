@@ -130,8 +130,8 @@ def webly(spec: DataSpec, derive: Webly, base: Splits, classes: int) -> Splits:
     truth[place[known:]] = -1
     domain = rng.integers(1, 5, size=derive.pool)
     pool = Items(rows.index, truth, truth, rows.columns).having(shape=shape, texture=texture, domain=domain).hidden()
-    val = base["val"]
-    return {"train": pool, "val": val.having(domain=1 + np.arange(len(val)) // classes % 4)}
+    val, number = base["val"], np.arange(len(base["val"]))
+    return {"train": pool, "val": val.having(domain=1 + (number + number // classes) % 4)}
 
 
 def targets_of(spec: DataSpec, derive: Mismatch) -> np.ndarray:

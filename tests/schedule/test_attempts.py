@@ -1,0 +1,153 @@
+"""Folders of running jobs: one owner, atomic results, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from helpers.outcomes import make_job, make_outcome
+
+from kdbench.errors import UsageError
+from kdbench.schedule import attempts
+from kdbench.store import spool
+
+
+@pytest.fixture
+def results(tmp_path):
+    attempts.require_writable(tmp_path / "results")
+    return tmp_path / "results"
+
+
+def attempt(results, outcome, **files):
+    claim = attempts.claim(results, outcome.id)
+    folder = claim.clear()
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    spool.write_outcome(folder, outcome)
+    return claim
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_job_has_one_owner_at_a_time(results):
+    first = attempts.claim(results, "a")
+    assert attempts.claim(results, "a") is None
+    other = attempts.claim(results, "b")
+    first.release()
+    first.release()
+    again = attempts.claim(results, "a")
+    assert again is not None
+    again.release()
+    other.release()
+    assert list(attempts.running_folder(results).iterdir()) == []
+
+
+def test_many_processes_never_own_a_job_together(results, tmp_path):
+    """Locks are deleted by their owners, so that this could go wrong: every process adds to a number it owns."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent("""
+            import os, sys, time
+            from pathlib import Path
+            from kdbench.schedule import attempts
+            results, counter, done = Path(sys.argv[1]), Path(sys.argv[2]), 0
+            while done < 60:
+                claim = attempts.claim(results, "job")
+                if claim is None:
+                    continue
+                value = int(counter.read_text())
+                time.sleep(0.0005)
+                counter.write_text(str(value + 1))
+                claim.release()
+                done += 1
+        """)
+    )
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    processes = [subprocess.Popen([sys.executable, program, results, counter]) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert counter.read_text() == "180"
+
+
+def test_a_finished_job_appears_at_once_and_whole(results):
+    outcome = make_outcome(make_job())
+    claim = attempt(results, outcome, **{"log.txt": "log", "model/weights": "w"})
+    assert spool.read_outcome(spool.job_folder(results, outcome.id)) is None
+    folder = claim.publish()
+    claim.release()
+    assert spool.read_outcome(folder) == outcome
+    assert names(folder) == ["log.txt", "model/weights", "outcome.json"]
+    assert list(attempts.running_folder(results).iterdir()) == []
+
+
+def test_a_new_outcome_replaces_an_earlier_one_with_all_its_files(results):
+    job = make_job()
+    attempt(results, make_outcome(job, None, status="failed"), **{"old.txt": "o", "model/old": "o"}).publish()
+    os.unlink(attempts.running_folder(results) / f"{job.id}.lock")
+    better = make_outcome(job, 0.9)
+    claim = attempt(results, better, **{"log.txt": "new", "model/new": "n"})
+    folder = claim.publish()
+    claim.release()
+    assert spool.read_outcome(folder) == better
+    assert names(folder) == ["log.txt", "model/new", "outcome.json"]
+
+
+def test_an_earlier_outcome_holds_until_the_new_one_is_whole(results, monkeypatch):
+    job = make_job()
+    failed = make_outcome(job, None, status="failed")
+    first = attempt(results, failed)
+    first.publish()
+    first.release()
+    claim = attempt(results, make_outcome(job, 0.9), **{"log.txt": "new"})
+    real = os.replace
+
+    def power_cut(source, target):
+        if str(target).endswith("outcome.json"):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        claim.publish()
+    assert spool.read_outcome(spool.job_folder(results, job.id)) == failed
+
+
+def test_leftovers_of_killed_runs_are_swept_and_running_jobs_are_not(results):
+    running = attempts.claim(results, "running")
+    (running.clear() / "file").write_text("x")
+    stale = attempts.running_folder(results) / "stale"
+    stale.mkdir()
+    (stale / "file").write_text("x")
+    (attempts.running_folder(results) / "stale.lock").touch()
+    (attempts.running_folder(results) / "lonely.lock").touch()
+    program = "import sys; from pathlib import Path; from kdbench.schedule import attempts; attempts.sweep(Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", program, results], check=True)
+    assert names(attempts.running_folder(results)) == ["running.lock", "running/file"]
+    running.release()
+
+
+def test_an_attempt_starts_with_an_empty_folder(results):
+    claim = attempts.claim(results, "a")
+    (claim.clear() / "file").write_text("x")
+    assert list(claim.clear().iterdir()) == []
+    claim.release()
+
+
+def test_results_that_cannot_be_written_are_one_message(tmp_path):
+    place = tmp_path / "results"
+    place.write_text("a file")
+    with pytest.raises(UsageError, match="cannot be written") as caught:
+        attempts.require_writable(place)
+    assert len(caught.value.problems) == 1
+
+
+def test_a_damaged_outcome_of_an_attempt_counts_as_none(tmp_path):
+    assert attempts.outcome_in(tmp_path) is None
+    (tmp_path / "outcome.json").write_text('{"id": "a"')
+    assert attempts.outcome_in(tmp_path) is None

@@ -1,0 +1,457 @@
+"""Plans: which jobs a suite asks for, what their ids depend on, and what a results folder already has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import outcomes
+from helpers.suites import toy_registry
+from toytrack import write_method
+
+from kdbench import history, plan, preflight
+from kdbench.cache import Cache
+from kdbench.errors import UsageError
+from kdbench.history import module_digest
+from kdbench.job import Job
+from kdbench.plan import make_plan
+from kdbench.registry import Registry
+from kdbench.spec import digest
+from kdbench.suite import load_suite, suite_of
+
+BASE: dict[str, Any] = {"tasks": ["toy/line@smoke"], "methods": ["plain"], "seeds": 1}
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory) -> Registry:
+    return toy_registry(tmp_path_factory.mktemp("methods"))
+
+
+@pytest.fixture
+def planned(registry, tmp_path):
+    def make(data=None, results=tmp_path, registry=registry, **options):
+        return make_plan(
+            suite_of({**BASE, **(data or {})}), registry, results, cache=Cache(tmp_path / "cache"), **options
+        )
+
+    return make
+
+
+def ids(found: plan.Plan) -> list[str]:
+    return [job.id for job in found.jobs]
+
+
+# --- jobs and their ids -----------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_ordered_by_task_method_and_seed(planned):
+    found = planned({"tasks": ["bare", "line@smoke"], "methods": ["tuned", "plain"], "seeds": [3, 1]})
+    assert [(job.task, job.label, job.seed) for job in found.jobs] == [
+        (task, method, seed) for task in ("toy/bare", "toy/line") for method in ("tuned", "plain") for seed in (3, 1)
+    ]
+
+
+def test_a_job_is_whole_and_its_id_is_the_digest_of_its_identity(planned):
+    data = {
+        "methods": [{"method": "tuned", "grid": {"alpha": [0, 0.5], "mode": ["hard", "soft"]}}],
+        "tasks": ["line@smoke", {"task": "bare", "override": {"examples": 32}, "budget": {"steps": 3}}],
+        "resources": {"memory": "1GiB"},
+        "timeout": "10m",
+        "keep": "model",
+    }
+    found = planned(data, seeds=2)
+    assert len(found.jobs) == 16
+    for job in found.jobs:
+        again = Job.model_validate_json(job.model_dump_json())
+        assert again == job
+        assert again.id == job.id == digest(job.identity)
+        assert again.spec_digest == job.spec_digest == digest(job.spec)
+    job = found.jobs[-1]
+    assert (job.spec["examples"], job.spec["limits"], job.scale) == (32, {"steps": 3}, "cpu")
+    assert (job.resources.memory, job.timeout, job.keep) == (2**30, 600, ("model",))
+
+
+def test_labels_show_what_differs_from_the_defaults_in_the_order_of_the_method(planned):
+    grid = {"beta": [2.0, 1], "alpha": [0.1, 5e-3], "layers": [[3, 4]], "mode": ["hard"]}
+    found = planned({"methods": ["tuned", {"method": "toy/tuned", "grid": grid}]})
+    assert [job.label for job in found.jobs] == [
+        "tuned",
+        "tuned(beta=2, mode=hard, layers=[3,4])",
+        "tuned(alpha=0.005, beta=2, mode=hard, layers=[3,4])",
+        "tuned(mode=hard, layers=[3,4])",
+        "tuned(alpha=0.005, mode=hard, layers=[3,4])",
+    ]
+
+
+def test_ids_are_the_same_in_every_process(planned, registry):
+    script = (
+        "import sys; from pathlib import Path; from kdbench.registry import discover; from kdbench.suite import suite_of\n"
+        "from kdbench.plan import make_plan\n"
+        "data = {'tasks': ['line@smoke'], 'methods': [{'method': 'tuned', 'grid': {'alpha': [0.3, 1]}}], 'seeds': 2}\n"
+        "registry = discover([Path(name) for name in sys.argv[1:]])\n"
+        "print([job.id for job in make_plan(suite_of(data), registry, Path('none')).jobs])\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    plugins = [Path(__file__).parent / "toytrack" / "extension.py", registry.methods["toy/tuned"].path.parent]
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-c", script, *map(str, plugins)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    here = planned({"methods": [{"method": "tuned", "grid": {"alpha": [0.3, 1]}}], "seeds": 2})
+    assert done.stdout.strip() == str(ids(here))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"methods": [{"method": "tuned", "params": {"alpha": 0.2}}]},
+        {"methods": [{"method": "tuned", "params": {"layers": [2, 1]}}]},
+        {"seeds": [1]},
+        {"tasks": ["line@cpu"]},
+        {"tasks": ["bare@smoke"]},
+        {"tasks": [{"task": "line@smoke", "override": {"features": 5}}]},
+        {"tasks": [{"task": "line@smoke", "override": {"recipe": {"lr": 0.2}}}]},
+        {"tasks": [{"task": "line@smoke", "override": {"teacher": {"steps": 21}}}]},
+        {"tasks": [{"task": "line@smoke", "budget": {"steps": 5}}]},
+        {"budget": {"samples": 100}},
+    ],
+)
+def test_what_changes_results_changes_ids(planned, change):
+    base = {"methods": ["tuned"]}
+    assert set(ids(planned(base))).isdisjoint(ids(planned({**base, **change})))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "other", "description": "another"},
+        {"resources": {"cpus": 0.5, "memory": "1GiB"}},
+        {"executor": {"name": "local", "workers": 1}},
+        {"timeout": 5},
+        {"keep": "model"},
+        {"tracking": False},
+        {"tasks": [{"task": "line", "scale": "smoke", "override": {"title": "Another", "timeout": 7}}]},
+        {"scale": "smoke", "tasks": ["line"]},
+        {"budget": {"steps": 4}},
+        {"methods": [{"method": "toy/tuned", "params": {"alpha": 0.1, "layers": [1, 2]}, "tasks": ["line"]}]},
+        {"methods": [{"method": "tuned", "grid": {"beta": [1]}}]},
+    ],
+)
+def test_what_changes_no_result_changes_no_id(planned, change):
+    base = {"methods": ["tuned"]}
+    assert ids(planned(base)) == ids(planned({**base, **change}))
+
+
+def test_a_method_s_file_changes_its_own_jobs_alone(planned, tmp_path):
+    folder = tmp_path / "edited"
+    both = {"methods": ["plain", "tuned"]}
+    before = ids(planned(both, registry=toy_registry(folder)))
+    path = folder / "plain.py"
+    path.write_text(path.read_text() + "\n# edited\n")
+    after = ids(planned(both, registry=toy_registry_of(folder)))
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+
+
+def toy_registry_of(folder: Path) -> Registry:
+    from toytrack import EXTENSION
+
+    from kdbench.registry import discover
+
+    return discover([EXTENSION, folder])
+
+
+def test_versions_of_shared_code_change_every_id(planned, registry, monkeypatch):
+    before = ids(planned())
+    tracks = {**registry.tracks, "toy": replace(registry.tracks["toy"], version=2)}
+    monkeypatch.setattr(registry, "tracks", tracks)
+    newer = ids(planned())
+    monkeypatch.undo()
+    monkeypatch.setattr(plan, "PROTOCOL", 99)
+    protocol = ids(planned())
+    assert len({before[0], newer[0], protocol[0]}) == 3
+
+
+def test_work_that_is_asked_for_twice_runs_once_and_is_noted(planned):
+    found = planned({"methods": ["plain", "tuned", {"method": "tuned", "grid": {"beta": [1, 1.0, 2]}}], "seeds": 2})
+    assert len(found.jobs) == len(set(ids(found))) == 6
+    (note,) = found.notes
+    assert "tuned on toy/line@smoke is asked for more than once (4 jobs); it runs once" in note.message
+
+
+def test_ten_thousand_jobs_take_under_two_seconds(planned, tmp_path):
+    grid = {"alpha": [i / 100 for i in range(50)], "beta": [i / 10 for i in range(1, 11)]}
+    data = {"tasks": ["line@smoke", "bare@smoke"], "methods": [{"method": "tuned", "grid": grid}], "seeds": 10}
+    planned()  # imports
+    started = time.process_time()
+    assert len(planned(data).jobs) == 10_000
+    assert time.process_time() - started < 2
+
+
+def test_a_slip_in_a_grid_is_refused_before_it_costs_anything(planned):
+    grid = {"alpha": [0.1] * 1000, "beta": [1.0] * 1000}
+    with pytest.raises(UsageError, match="asks for 1,000,000 jobs, but a plan has at most 200,000"):
+        planned({"methods": [{"method": "tuned", "grid": grid}]})
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_method_runs_on_every_task_that_it_supports(planned):
+    found = planned({"tasks": ["line@smoke", "bare@smoke"], "methods": ["plain", "lineal"]})
+    assert [(job.task, job.label) for job in found.jobs] == [
+        ("toy/line", "plain"),
+        ("toy/line", "lineal"),
+        ("toy/bare", "plain"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["line", "toy/line", "line@smoke", "toy/line@smoke"])
+def test_an_entry_can_be_for_some_tasks(planned, name):
+    entry = {"method": "plain", "tasks": [name]}
+    found = planned({"tasks": ["line@smoke", "line@cpu", "bare"], "methods": [entry]})
+    assert [(job.task, job.scale) for job in found.jobs][0] == ("toy/line", "smoke")
+    assert len(found.jobs) == (1 if "@" in name else 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tasks: [lin]", ["1:9: there is no task 'lin' (did you mean 'line'?)"]),
+        ("tasks: [toi/line]", ["1:9: there is no task 'toi/line'"]),
+        ("tasks: [line@paper]", ["1:9: the task toy/line has no scale 'paper'"]),
+        ("tasks: [{task: line, scale: paper}]", ["1:29: the task toy/line has no scale 'paper'"]),
+        ("scale: paper\ntasks: [line]", ["1:8: the task toy/line has no scale 'paper'"]),
+        ("methods: [plian]", ["1:11: there is no method 'plian' (did you mean 'plain'?)"]),
+        ("methods: [toi/plain]", ["1:11: there is no track 'toi'"]),
+        (
+            "methods: [{method: lineal}]\ntasks: [bare]",
+            ["1:20: the method 'lineal' supports no task of this suite (toy/lineal is for line)"],
+        ),
+        (
+            "methods: [{method: lineal, tasks: [line, bare]}]\ntasks: [bare, line]",
+            ["1:42: the method 'lineal' does not support the task toy/bare (toy/lineal is for line)"],
+        ),
+        ("methods: [{method: plain, tasks: [lime]}]", ["1:35: the suite has no task 'lime'"]),
+        (
+            "methods: [{method: tuned, params: {alpha: 2, beta: x, modus: 1}}]",
+            [
+                "1:43: 'alpha' must be at least 0 and at most 1, but is the number 2",
+                "1:52: 'beta' must be a number, but is the text 'x'",
+                "1:55: unknown key 'modus' (did you mean 'mode'?)",
+            ],
+        ),
+        (
+            "methods: [{method: tuned, params: {alpha: true}}]",
+            ["1:43: 'alpha' must be a number, but is the truth value"],
+        ),
+        (
+            "methods:\n  - method: tuned\n    grid:\n      alpha: [0.5, 3]\n      bta: [1]\n      mode: [soft, sofd]",
+            [
+                "4:20: 'alpha' must be at least 0 and at most 1, but is the number 3",
+                "5:7: toy/tuned has no parameter 'bta' (did you mean 'beta'?)",
+                "6:20: 'mode' must be 'hard' or 'soft', but is the text 'sofd' (did you mean 'soft'?)",
+            ],
+        ),
+        ("tasks: [{task: line, override: {exampels: 3}}]", ["1:33: unknown key 'exampels' (did you mean 'examples'"]),
+        (
+            "tasks:\n  - task: line\n    override:\n      recipe: {lr: -1}\n      examples: many",
+            ["4:20: 'recipe.lr' must be above 0, but is the number -1", "5:17: 'examples' must be a whole number"],
+        ),
+        ("tasks: [{task: line, override: {name: x}}]", ["1:33: toy/line: name cannot be overridden"]),
+        (
+            "budget: {stpes: 3}",
+            ["1:10: toy/line does not limit 'stpes', and no meter has this name (did you mean 'steps'"],
+        ),
+    ],
+)
+def test_every_problem_has_its_place_in_the_suite(registry, tmp_path, text, expected):
+    given = {line.split(":")[0] for line in text.splitlines()}
+    rest = {"tasks": "[line]", "methods": "[plain]"}
+    path = tmp_path / "a.yaml"
+    path.write_text("\n".join([text, *(f"{key}: {value}" for key, value in rest.items() if key not in given)]))
+    with pytest.raises(UsageError) as caught:
+        make_plan(load_suite(path), registry, tmp_path)
+    found = [str(problem) for problem in caught.value.problems]
+    assert len(found) == len(expected), found
+    assert all(a.startswith(f"{path}:{b}") for a, b in zip(found, expected, strict=True)), found
+
+
+def test_problems_of_inherited_values_stand_where_they_were_written(registry, tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "tasks:\n  - {task: line, override: {examples: x}}\nmethods:\n  - {method: tuned, params: {alpha: 2}}\n"
+    )
+    (tmp_path / "top.yaml").write_text("extends: base.yaml\nmethods+: [{method: tuned, grid: {beta: [0]}}]\n")
+    with pytest.raises(UsageError) as caught:
+        make_plan(load_suite(tmp_path / "top.yaml"), registry, tmp_path)
+    assert [p.place for p in caught.value.problems] == [f"{tmp_path}/base.yaml:2:39"]  # no task, no method to check
+    (tmp_path / "base.yaml").write_text((tmp_path / "base.yaml").read_text().replace("examples: x", "examples: 3"))
+    with pytest.raises(UsageError) as caught:
+        make_plan(load_suite(tmp_path / "top.yaml"), registry, tmp_path)
+    assert [p.place for p in caught.value.problems] == [f"{tmp_path}/base.yaml:4:36", f"{tmp_path}/top.yaml:2:42"]
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [("toy/line", 2), ("*bare*", 2), ("alpha=0.5", 2), ("toy/plain", 2), (["bare", "alpha"], 1), ("t*y/l?ne@smoke", 2)],
+)
+def test_a_filter_keeps_jobs_by_task_method_or_label(planned, pattern, count):
+    methods = ["plain", {"method": "tuned", "params": {"alpha": 0.5}}]
+    found = planned({"tasks": ["line@smoke", "bare@smoke"], "methods": methods}, filter=pattern)
+    assert len(found.jobs) == count
+
+
+def test_a_filter_that_matches_nothing_is_an_error(planned):
+    with pytest.raises(UsageError, match=r"no job matches 'plian' \(did you mean 'plain'"):
+        planned(filter="plian")
+
+
+def test_seeds_can_be_replaced(planned):
+    assert [job.seed for job in planned(seeds=3).jobs] == [0, 1, 2]
+    assert [job.seed for job in planned(seeds=[5]).jobs] == [5]
+    for bad in (0, [], [-1], [True]):
+        with pytest.raises(UsageError, match="seeds are"):
+            planned(seeds=bad)
+
+
+# --- what is there already --------------------------------------------------------------------------------------------
+
+
+def test_done_failed_stale_and_left(planned, tmp_path):
+    jobs = planned(seeds=4).jobs
+    current = module_digest("kdbench.task")
+    outcomes.put(tmp_path, outcomes.make_outcome(jobs[0], 0.5, metrics={"mse": 0.5}, modules=current))
+    outcomes.put(tmp_path, outcomes.make_outcome(jobs[1], 0.5, modules="another"))
+    outcomes.put(tmp_path, outcomes.make_outcome(jobs[2], status="oom", modules=current))
+    found = planned(seeds=4)
+    assert found.done == {jobs[0].id: "ok", jobs[1].id: "ok", jobs[2].id: "oom"}
+    assert found.stale == {jobs[1].id: ["kdbench.task"]}
+    assert [job.id for job in found.failed] == [jobs[2].id]
+    assert [job.id for job in found.left] == [jobs[3].id]
+
+
+def test_a_damaged_outcome_is_noted_and_its_job_is_left(planned, tmp_path):
+    (job,) = planned().jobs
+    outcomes.put(tmp_path, outcomes.make_outcome(job))
+    path = tmp_path / "jobs" / job.id / "outcome.json"
+    path.write_bytes(path.read_bytes()[:100])
+    found = planned()
+    assert found.left == [job]
+    assert "damaged outcome" in str(found.notes[0])
+
+
+def test_the_digest_of_a_module_is_of_its_file_and_imports_nothing():
+    assert module_digest("kdbench.job") == history.file_digest(Path(history.__file__).with_name("job.py"))[:16]
+    assert module_digest("kdbench.schedule") is not None
+    assert module_digest("kdbench.none") is None
+    assert module_digest("no_such_package.x") is None
+
+
+def test_time_is_estimated_from_the_most_alike_outcomes(planned, tmp_path):
+    data = {
+        "tasks": ["line@smoke", "bare@smoke"],
+        "methods": ["plain", "tuned"],
+        "executor": {"name": "local", "workers": 1},
+    }
+    jobs = planned(data).jobs
+    assert (planned(data).estimate_seconds, planned(data).unknown) == (None, 4)
+    outcomes.put(tmp_path, outcomes.make_outcome(jobs[0], 0.5, minutes=2))
+    found = planned(data)
+    assert (found.estimate_seconds, found.unknown) == (120, 2)  # tuned on line as plain on line; bare unknown
+    outcomes.put(tmp_path, outcomes.make_outcome(planned(data, seeds=[9]).jobs[1], 0.5, minutes=5))
+    assert planned(data).estimate_seconds == 300  # another seed of the very method
+    outcomes.put(tmp_path, [outcomes.make_outcome(job) for job in jobs])
+    assert planned(data).estimate_seconds == 0
+
+
+def test_missing_teachers_are_known_from_the_cache(planned, tmp_path):
+    data = {"tasks": ["line@smoke", "line@cpu", "bare"]}
+    (need,) = planned(data).teachers  # both scales share a teacher, bare has none
+    assert (need.task, need.kind, need.present) == ("toy/line", "teacher", False)
+    Cache(tmp_path / "cache").get(need.kind, need.key, lambda folder: (folder / "x").write_text("x"))
+    assert planned(data).teachers[0].present
+
+
+# --- this machine -----------------------------------------------------------------------------------------------------
+
+
+def machine_problems(found: plan.Plan) -> list[str]:
+    return [str(problem) for problem in found.problems]
+
+
+def test_a_suite_that_fits_has_no_problems(planned):
+    assert planned().problems == []
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"executor": "lokal"}, "there is no executor 'lokal' (did you mean 'local'?)"),
+        ({"resources": {"cpus": 1000}}, "each job asks for 1000 CPU cores, but this machine has"),
+        ({"resources": {"memory": "900 TB"}}, "each job may take 818.5 TiB of memory, but this machine has"),
+        ({"tracking": "runs"}, "'runs' is a folder, and MLflow no longer keeps runs in folders"),
+        ({"tracking": "file:///runs"}, "MLflow no longer keeps runs in folders"),
+        ({"tracking": "htp://host"}, "'htp://host' is no tracking URI: MLflow does not know the scheme 'htp'"),
+        (
+            {"tasks": [{"task": "line@smoke", "override": {"requires": ["no_such_module"]}}]},
+            "toy/line needs the package 'no_such_module' (pip install no-such-module)",
+        ),
+        (
+            {"tasks": [{"task": "line@smoke", "override": {"requires": ["json"]}}], "executor": "none"},
+            "there is no executor 'none'",
+        ),
+    ],
+)
+def test_what_this_machine_does_not_have(planned, data, expected):
+    (problem,) = machine_problems(planned(data))
+    assert expected in problem
+
+
+@pytest.mark.parametrize(("there", "visible", "count"), [(2, None, 2), (2, "1", 1), (4, "0,2,-1,3", 2), (2, "", 0)])
+def test_gpus_are_counted_without_torch(planned, monkeypatch, there, visible, count):
+    monkeypatch.setattr(preflight, "_nvml_count", lambda: there)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert preflight.gpu_count() == count
+    fits = planned({"resources": {"gpus": 0.25}})
+    assert bool(fits.problems) == (count == 0)
+    (problem,) = machine_problems(planned({"resources": {"gpus": 9}}))
+    assert ("each job asks for 9 GPUs, but this machine has" in problem) == (count > 0)
+
+
+def test_a_method_s_missing_package_is_named(planned, tmp_path):
+    folder = tmp_path / "needy"
+    path = write_method(folder, "needy")
+    path.write_text("import no_such_module\n" + path.read_text())
+    (problem,) = machine_problems(planned({"methods": ["needy"]}, registry=toy_registry_of(folder)))
+    assert "toy/needy imports 'no_such_module', which is not installed (pip install no-such-module)" in problem
+
+
+def test_extras_of_kdbench_are_named_as_such():
+    assert preflight.install_hint("mlxtend") == "pip install 'kdbench[data]'"
+
+
+def test_results_must_be_a_folder_that_can_be_written(planned, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    for results in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        assert f"{tmp_path}/file: is not a folder" in str(preflight._results(results)[0])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    assert "the results folder cannot be written" in str(planned(results=tmp_path / "new" / "results").problems[0])
+
+
+def test_a_plan_is_json(planned):
+    from kdbench.cli.suites import plan_data
+
+    data = json.loads(json.dumps(plan_data(planned({"methods": ["plain", "tuned"]}, seeds=2))))
+    assert data["job_count"] == len(data["jobs"]) == data["left"] == 4
+    assert [group["label"] for group in data["groups"]] == ["plain", "tuned"]
