@@ -138,9 +138,6 @@ class Catalog:
             self._report(error.problems, source)
             return
         own = document.at(("defaults",))
-        if own.data is not None and not isinstance(own.data, dict):
-            self._report([Problem(document.place(("defaults",)), "'defaults' must be a mapping")], source)
-            return
         defaults = own if owner is not None else merge(self._defaults.get(track.name, own), own)
         self._defaults.setdefault(track.name, defaults)
         tasks = document.at(("tasks",))
@@ -166,6 +163,8 @@ class Catalog:
         if not isinstance(document.data.get("tasks"), dict):
             message = "'tasks' must be a mapping of names to tasks"
             problems.append(Problem(document.place(("tasks",)), message))
+        if not isinstance(document.at(("defaults",)).data, dict):
+            problems.append(Problem(document.place(("defaults",)), "'defaults' must be a mapping"))
         name = document.data.get("track", owner.name if owner else None)
         if name is None:
             hint = "write track: NAME at its top"

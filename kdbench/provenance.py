@@ -40,12 +40,17 @@ WITHOUT_INFLUENCE = (
     "api",
     "cli",
     "discovery",
+    "history",
     "leaderboard",
     "plan",
+    "preflight",
+    "quantities",
     "registry",
+    "resolve",
     "schedule",
     "store",
     "suite",
+    "wording",
     "yamlio",
 )
 """Parts of kdbench that schedule, store and show: editing them makes no outcome stale."""

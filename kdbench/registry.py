@@ -73,7 +73,7 @@ class Registry:
             raise UsageError(
                 f"there is no track {scope!r}", hint=did_you_mean(scope, list(self.tracks), label="tracks")
             )
-        slugs = [method.slug for method in self.methods.values() if scope is None or method.track == scope]
+        slugs = list({method.slug for method in self.methods.values() if scope is None or method.track == scope})
         elsewhere = [method.key for method in self.methods.values() if method.slug == slug]
         hint = f"there is {' and '.join(elsewhere)}" if elsewhere else did_you_mean(slug, slugs, label="methods")
         where = "" if scope is None else f" in the track {scope!r}"
@@ -195,7 +195,7 @@ class Registry:
         """A method without flaws of its own; unknown tracks and taken names are what may still stop it."""
         card = reading.card
         assert isinstance(card, Paper | Baseline)
-        names = (card.slug, candidate.path.stem)
+        names = tuple(dict.fromkeys((card.slug, candidate.path.stem)))
         if card.track not in self.tracks:
             line, column = reading.track_position
             place = f"{candidate.path}:{line}:{column}"

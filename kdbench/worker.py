@@ -204,7 +204,8 @@ def _run(job: Job, task: Task, registry: Registry, found: _Found) -> None:
 
     started, processor = time.perf_counter(), _cpu_seconds()
     try:
-        model = manager.hook.train(task=task, params=params)
+        with repeatable():  # what train changes globally does not reach the evaluation
+            model = manager.hook.train(task=task, params=params)
     finally:
         elapsed = time.perf_counter() - started
         gpus = math.ceil(job.resources.gpus)
@@ -275,7 +276,7 @@ def _extra(returned: Any, official: Mapping[str, float]) -> dict[str, float]:
 
 def _finite_metric(name: str, value: Any) -> float:
     try:
-        number = float(value)
+        number = float(value.detach() if isinstance(value, torch.Tensor) else value)
     except (TypeError, ValueError) as error:
         raise ContractError(f"the metric {name!r} is not a number but a {type(value).__name__}") from error
     if not math.isfinite(number):

@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import outcomes
-from helpers.suites import toy_registry
-from toytrack import write_method
 
 from kdbench import history, plan, preflight
 from kdbench.cache import Cache
@@ -25,6 +22,9 @@ from kdbench.plan import make_plan
 from kdbench.registry import Registry
 from kdbench.spec import digest
 from kdbench.suite import load_suite, suite_of
+from tests.helpers import outcomes
+from tests.helpers.suites import toy_registry
+from tests.toytrack import write_method
 
 BASE: dict[str, Any] = {"tasks": ["toy/line@smoke"], "methods": ["plain"], "seeds": 1}
 
@@ -92,8 +92,8 @@ def test_labels_show_what_differs_from_the_defaults_in_the_order_of_the_method(p
 
 def test_ids_are_the_same_in_every_process(planned, registry):
     script = (
-        "import sys; from pathlib import Path; from kdbench.registry import discover; from kdbench.suite import suite_of\n"
-        "from kdbench.plan import make_plan\n"
+        "import sys; from pathlib import Path; from kdbench.registry import discover\n"
+        "from kdbench.suite import suite_of; from kdbench.plan import make_plan\n"
         "data = {'tasks': ['line@smoke'], 'methods': [{'method': 'tuned', 'grid': {'alpha': [0.3, 1]}}], 'seeds': 2}\n"
         "registry = discover([Path(name) for name in sys.argv[1:]])\n"
         "print([job.id for job in make_plan(suite_of(data), registry, Path('none')).jobs])\n"
@@ -160,9 +160,8 @@ def test_a_method_s_file_changes_its_own_jobs_alone(planned, tmp_path):
 
 
 def toy_registry_of(folder: Path) -> Registry:
-    from toytrack import EXTENSION
-
     from kdbench.registry import discover
+    from tests.toytrack import EXTENSION
 
     return discover([EXTENSION, folder])
 
@@ -216,7 +215,7 @@ def test_a_method_runs_on_every_task_that_it_supports(planned):
 def test_an_entry_can_be_for_some_tasks(planned, name):
     entry = {"method": "plain", "tasks": [name]}
     found = planned({"tasks": ["line@smoke", "line@cpu", "bare"], "methods": [entry]})
-    assert [(job.task, job.scale) for job in found.jobs][0] == ("toy/line", "smoke")
+    assert (found.jobs[0].task, found.jobs[0].scale) == ("toy/line", "smoke")
     assert len(found.jobs) == (1 if "@" in name else 2)
 
 
@@ -294,7 +293,7 @@ def test_problems_of_inherited_values_stand_where_they_were_written(registry, tm
     (tmp_path / "base.yaml").write_text((tmp_path / "base.yaml").read_text().replace("examples: x", "examples: 3"))
     with pytest.raises(UsageError) as caught:
         make_plan(load_suite(tmp_path / "top.yaml"), registry, tmp_path)
-    assert [p.place for p in caught.value.problems] == [f"{tmp_path}/base.yaml:4:36", f"{tmp_path}/top.yaml:2:42"]
+    assert [p.place for p in caught.value.problems] == [f"{tmp_path}/base.yaml:4:37", f"{tmp_path}/top.yaml:2:42"]
 
 
 # --- options ----------------------------------------------------------------------------------------------------------

@@ -140,7 +140,8 @@ def test_no_broken_file_stops_the_others(drop, site):
     install(site, "gone", "[kdbench]\nlost = module_that_is_gone\n")
     install(site, "odd", "[kdbench]\nodd = not a module!\n")
     install(site, "useless", "[console_scripts]\nx = y:z\n\n[kdbench]\nuse = useless\n", {"useless.py": "x = 1\n"})
-    install(site, "garbled", "[kdbench\nno = ini[kdbench]\n")
+    install(site, "garbled", "")
+    (site / "garbled-1.2.dist-info" / "entry_points.txt").write_bytes(b"[kdbench]\nx = caf\xe9\n")
 
     registry = discover()
 
@@ -162,7 +163,7 @@ def test_no_broken_file_stops_the_others(drop, site):
         "useless.py": "there is no card",
     }
     assert {name: reason for name, reason in expected.items() if reason not in reasons[name].reason} == {}
-    assert reasons["stray.py"].place.endswith("stray.py:5:63")
+    assert reasons["stray.py"].place.endswith("stray.py:5:68")
     assert reasons["stray.py"].hint == "did you mean 'vision'?"
     assert reasons["trian.py"].hint == "did you mean 'train'?"
     by_source = {broken.source: broken.reason for broken in registry.broken}
@@ -248,13 +249,18 @@ def test_support_is_by_star_task_or_family(drop):
 
 # --- extensions -------------------------------------------------------------------------------------------------------
 
-SUITES = "from pathlib import Path\nfrom kdbench import hookimpl\n\n@hookimpl\ndef kdbench_suites():\n    return {body}\n"
+SUITES = (
+    "from pathlib import Path\nfrom kdbench import hookimpl\n\n@hookimpl\ndef kdbench_suites():\n    return {body}\n"
+)
 
 
 def test_each_extension_is_loaded_on_its_own(drop, site, tmp_path):
     write(drop / "good.py", SUITES.format(body="{'mine': Path('mine.yaml')}"))
     write(drop / "raises.py", "import kdbench\n1 / 0\n\n@kdbench.hookimpl\ndef kdbench_suites():\n    return {}\n")
-    write(drop / "exits.py", "import sys\nimport kdbench\nsys.exit(3)\n@kdbench.hookimpl\ndef kdbench_suites():\n    pass\n")
+    write(
+        drop / "exits.py",
+        "import sys\nimport kdbench\nsys.exit(3)\n@kdbench.hookimpl\ndef kdbench_suites():\n    pass\n",
+    )
     write(drop / "missing.py", "import a_package_that_nobody_has\n" + SUITES.format(body="{}"))
     write(drop / "misspelt.py", SUITES.format(body="{}").replace("kdbench_suites", "kdbench_suits"))
     write(drop / "late.py", SUITES.format(body="{}['x']"))
@@ -280,7 +286,7 @@ def test_each_extension_is_loaded_on_its_own(drop, site, tmp_path):
     assert at["raises.py"].place.endswith("raises.py:2")
     assert at["exits.py"].reason == "importing it raised SystemExit: 3"
     assert "a_package_that_nobody_has" in at["missing.py"].reason
-    assert at["misspelt.py"].hint == "did you mean 'kdbench_suites' or 'kdbench_tasks'?"
+    assert "did you mean 'kdbench_suites'" in at["misspelt.py"].hint
     assert "its hook kdbench_suites raised KeyError" in at["late.py"].reason
     reasons = " | ".join(broken.reason for broken in registry.broken)
     assert "returned a str instead of a Mapping" in reasons
@@ -288,7 +294,7 @@ def test_each_extension_is_loaded_on_its_own(drop, site, tmp_path):
     assert "raised AttributeError" in found["entry point no_object (objects 1.2)"].reason
     assert "implements no hook" in found["entry point no_hooks (objects 1.2)"].reason
     assert registry.suites() == suites
-    assert len(registry.broken) == len(found) or len(registry.broken) == len(set(registry.broken))
+    assert len(registry.broken) == len(set(registry.broken))
 
 
 def test_an_extension_adds_a_track_and_tasks_for_its_methods(drop):

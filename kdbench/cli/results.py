@@ -59,7 +59,7 @@ def leaderboard(
         [list(record.values()) for record in records],
         right=(),
         path=output,
-        show=typer.echo,
+        show=print,
         table=lambda: print_boards(found),
         md=lambda: render.boards_markdown(found),
     )
@@ -157,7 +157,7 @@ def sql(
         right = [name for i, name in enumerate(columns) if all(isinstance(row[i], int | float) for row in rows)]
         table(columns, [[_cell(cell, render.plain) for cell in row] for row in rows], right=right)
 
-    render.output(_format(format, output), columns, rows, right=(), path=output, show=typer.echo, table=show_table)
+    render.output(_format(format, output), columns, rows, right=(), path=output, show=print, table=show_table)
 
 
 def _cell(value: object, plain: Callable[[object], str]) -> object:
@@ -234,7 +234,7 @@ def logs(
     lines = text.splitlines()
     for line in lines[-tail:] if tail else lines:
         # a terminal must not take what a method printed for commands; a file gets it as it is
-        typer.echo(plain(line.expandtabs()) if sys.stdout.isatty() else line)
+        print(plain(line.expandtabs()) if sys.stdout.isatty() else line)
 
 
 def _format(format: Format | None, output: Path | None) -> Format:

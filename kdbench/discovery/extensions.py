@@ -86,7 +86,7 @@ def _line_in(error: BaseException, place: str) -> int | None:
 def contributions(manager: pluggy.PluginManager, hook: str) -> Iterator[tuple[str, Any | Broken]]:
     """What each extension returns from a hook without arguments, with the extension's name; or why it failed."""
     caller = getattr(manager.hook, hook)
-    for implementation in reversed(caller.get_hookimpls()):
+    for implementation in caller.get_hookimpls():
         name, plugin = implementation.plugin_name, implementation.plugin
         others = [other for other in manager.get_plugins() if other is not plugin]
         try:

@@ -42,7 +42,9 @@ def _frame(con: duckdb.DuckDBPyConnection, selection: Selection) -> pd.DataFrame
     params = pd.json_normalize([_params(text) for text in jobs["params"]], max_level=0)
     parts = [jobs, params.add_prefix("params.")]
     for view, name in (("metrics", "metric"), ("costs", "cost")):
-        long = con.execute(f"SELECT id, {name}, value FROM {view} WHERE {where}", values).df()
+        long = con.execute(
+            f"SELECT id, {name}, value FROM {view} WHERE id IN (SELECT id FROM jobs WHERE {where})", values
+        ).df()
         wide = long.pivot(index="id", columns=name, values="value").reindex(jobs["id"]).add_prefix(f"{view}.")
         parts.append(wide.reset_index(drop=True))
     return pd.concat(parts, axis=1)

@@ -351,7 +351,8 @@ class Loop:
 
     def _job_ended(self, running: _Running, ended: Ended) -> None:
         job, folder = running.item.job, running.claim.folder
-        outcome = attempts.outcome_in(folder)
+        # what a job writes while it is being ended is no result: a signal may have cut its training short
+        outcome = attempts.outcome_in(folder) if ended.reason in (None, "cancelled", "lost") else None
         written = outcome is not None
         if outcome is None:
             if ended.reason == "cancelled" and self._stop_at is not None:

@@ -41,7 +41,7 @@ class Cursor:
     @classmethod
     def of(cls, results: Path, uri: str) -> Cursor:
         """The cursor of a server; lines that were cut by a power failure are ignored."""
-        cursor = cls(duck.private_folder(results) / f"mlflow-{digest(uri)}.jsonl")
+        cursor = cls(duck.private_folder(results) / f"mlflow-{digest(membership.public(uri))}.jsonl")
         try:
             lines = cursor.path.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
@@ -78,7 +78,10 @@ class Cursor:
 
     def pending(self, results: Path, uri: str) -> list[str]:
         """Ids of outcomes that the server lacks, of suites that are tracked there, in the order in which they ended."""
-        wanted = dict.fromkeys(id for suite in membership.every(results) if suite.tracking == uri for id in suite.jobs)
+        server = membership.public(uri)
+        wanted = dict.fromkeys(
+            id for suite in membership.every(results) if suite.tracking == server for id in suite.jobs
+        )
         stamps = spool.stamps(results, wanted)
         changed = {id: stamp for id, stamp in stamps.items() if self._changed(results, id, stamp)}
         return sorted(changed, key=lambda id: (changed[id][0], id))

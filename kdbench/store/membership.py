@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,12 @@ class Members:
     jobs: tuple[str, ...]
     """Ids, finished or not, in the order in which they were first planned."""
     tracking: str | None
-    """MLflow tracking URI of the suite's newest run; None where tracking is off."""
+    """MLflow tracking URI of the suite's newest run, without a password; None where tracking is off."""
+
+
+def public(uri: str) -> str:
+    """A tracking URI without the user and password that it may hold: the form that files and messages get."""
+    return re.sub(r"//[^/@\s]*@", "//", uri)
 
 
 def folder_of(results: Path) -> Path:
@@ -47,9 +53,10 @@ def add(results: Path, suite: str, jobs: Iterable[str], tracking: str | None) ->
     path = folder / f"{digest(suite)}.json"
     with FileLock(folder / ".lock"):
         before = _known(path, suite)
-        after = Members(suite, tuple(dict.fromkeys((*before.jobs, *jobs))), tracking)
+        server = None if tracking is None else public(tracking)
+        after = Members(suite, tuple(dict.fromkeys((*before.jobs, *jobs))), server)
         if after != before:
-            spool.write_whole(path, json.dumps({"suite": suite, "tracking": tracking, "jobs": after.jobs}) + "\n")
+            spool.write_whole(path, json.dumps({"suite": suite, "tracking": server, "jobs": after.jobs}) + "\n")
 
 
 def _known(path: Path, suite: str) -> Members:

@@ -16,6 +16,7 @@ from kdbench.hookspecs import hookimpl
 from kdbench.job import Outcome, Run
 from kdbench.store import duck, membership
 from kdbench.store.cursor import Cursor
+from kdbench.store.reporter import URI_VARIABLE
 
 PATIENCE = 20.0
 """Seconds that the end of a run waits for its reporter."""
@@ -78,11 +79,11 @@ class MlflowReporter:
         before = len(Cursor.of(results, uri).sent)
         with (results / LOG).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "kdbench.store.reporter", str(results.absolute()), uri],
+                [sys.executable, "-m", "kdbench.store.reporter", str(results.absolute())],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=_ENVIRONMENT | os.environ,
+                env={**_ENVIRONMENT, **os.environ, URI_VARIABLE: uri},
                 start_new_session=True,  # Ctrl-C ends the run, not what is being sent
             )
         return _Reporting(process, before)

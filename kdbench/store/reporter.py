@@ -1,4 +1,4 @@
-"""The process that feeds MLflow: ``python -m kdbench.store.reporter RESULTS URI``.
+"""The process that feeds MLflow: ``python -m kdbench.store.reporter RESULTS``, with the server in its environment.
 
 It follows the spool until its standard input ends, sends what is left, and ends. A server that cannot be reached
 costs one line in ``mlflow.log``; what was missed is sent by the next reporter, because the cursor knows it.
@@ -26,9 +26,12 @@ from kdbench.errors import UsageError
 from kdbench.job import Outcome
 from kdbench.store import duck, spool
 from kdbench.store.cursor import Cursor, Sent, content_digest
+from kdbench.store.membership import public
 
 log = logging.getLogger("kdbench.mlflow")
 
+URI_VARIABLE = "KDBENCH_TRACKING_URI"
+"""Tracking URI; not an argument, because it may hold a password and arguments are for everyone to see."""
 POLL = 1.0
 """Seconds between looks at the spool."""
 PER_CALL = 1000
@@ -209,19 +212,16 @@ def follow(results: Path, uri: str, wait_for_end: bool = True) -> int:
                     reporter = reporter or Reporter(results, uri)
                     reporter.send_pending()
                 except Exception as error:  # noqa: BLE001  whatever a server or a client library does
-                    log.warning("cannot log to %s: %s; what is missing is sent later", _public(uri), _first_line(error))
+                    log.warning(
+                        "cannot log to %s: %s; what is missing is sent later", public(uri), public(_first_line(error))
+                    )
                     return UNREACHABLE
             if ended:
                 break
             ended = _input_ended(POLL)
         if reporter is not None and reporter.count:
-            log.info("logged %d runs to %s", reporter.count, _public(uri))
+            log.info("logged %d runs to %s", reporter.count, public(uri))
     return 0
-
-
-def _public(uri: str) -> str:
-    """An URI without the password that it may hold."""
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _input_ended(seconds: float) -> bool:
@@ -236,7 +236,7 @@ def _input_ended(seconds: float) -> bool:
 
 def main() -> int:
     """Entry point of the process."""
-    results, uri = Path(sys.argv[1]), sys.argv[2]
+    results, uri = Path(sys.argv[1]), os.environ[URI_VARIABLE]
     path = results / "mlflow.log"
     logging.basicConfig(
         filename=path, format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, force=True

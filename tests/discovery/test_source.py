@@ -79,7 +79,9 @@ def flaws_of(folder: Path, text: str) -> list[str]:
 
 
 def test_the_card_is_the_very_object_that_executing_the_module_builds(tmp_path, monkeypatch):
-    path = write(tmp_path / "rich.py", RICH.replace("import torch\n", "").replace("import torch.nn.functional as F\n", ""))
+    path = write(
+        tmp_path / "rich.py", RICH.replace("import torch\n", "").replace("import torch.nn.functional as F\n", "")
+    )
     reading = read(path)
     assert reading.flaws == ()
     assert reading.card == load_module(path, None).PAPER

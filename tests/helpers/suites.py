@@ -5,9 +5,8 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from toytrack import CARD, EXTENSION, PLAIN, write_method
-
 from kdbench.registry import Registry, discover
+from tests.toytrack import CARD, EXTENSION, PLAIN, write_method
 
 TUNED = """
 class Tuned(Params):

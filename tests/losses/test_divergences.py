@@ -75,11 +75,9 @@ def test_never_negative(loss, seed, scale):
     assert loss(logits(4, 6, seed=seed, scale=scale), logits(4, 6, seed=seed + 1, scale=scale)).min() > -1e-9
 
 
-@pytest.mark.parametrize("loss", EACH)
+@pytest.mark.parametrize("loss", [case for case in EACH if not case.id.startswith("akl")])  # its weights are constants
 def test_gradient_is_the_derivative_of_the_value(loss):
     student, teacher = logits(3, 6).requires_grad_(), logits(3, 6, seed=1)
-    if loss.func is d.akl:
-        pytest.skip("the weights of akl are constants for the gradient, on purpose")
     assert torch.autograd.gradcheck(lambda z: loss(z, teacher), (student,))
 
 

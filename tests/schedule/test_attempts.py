@@ -8,11 +8,11 @@ import sys
 import textwrap
 
 import pytest
-from helpers.outcomes import make_job, make_outcome
 
 from kdbench.errors import UsageError
 from kdbench.schedule import attempts
 from kdbench.store import spool
+from tests.helpers.outcomes import make_job, make_outcome
 
 
 @pytest.fixture
@@ -126,7 +126,9 @@ def test_leftovers_of_killed_runs_are_swept_and_running_jobs_are_not(results):
     (stale / "file").write_text("x")
     (attempts.running_folder(results) / "stale.lock").touch()
     (attempts.running_folder(results) / "lonely.lock").touch()
-    program = "import sys; from pathlib import Path; from kdbench.schedule import attempts; attempts.sweep(Path(sys.argv[1]))"
+    program = (
+        "import sys; from pathlib import Path; from kdbench.schedule import attempts; attempts.sweep(Path(sys.argv[1]))"
+    )
     subprocess.run([sys.executable, "-c", program, results], check=True)
     assert names(attempts.running_folder(results)) == ["running.lock", "running/file"]
     running.release()

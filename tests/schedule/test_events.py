@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from helpers.outcomes import make_job, make_outcome
-
 from kdbench.discovery.extensions import new_manager
 from kdbench.hookspecs import hookimpl
 from kdbench.job import Run
 from kdbench.schedule.events import Events
+from tests.helpers.outcomes import make_job, make_outcome
 
 
 class Recorder:

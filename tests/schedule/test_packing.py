@@ -40,7 +40,7 @@ def test_what_fits_and_is_first_starts(wanted, capacity):
     if fit(wanted[0], capacity) is not None:
         assert chosen[0] == 0
     left = capacity
-    for position, slot in pack([(demand, 0) for demand in wanted], capacity):
+    for _, slot in pack([(demand, 0) for demand in wanted], capacity):
         left = left.take(slot)
     assert all(fit(d, left) is None for i, d in enumerate(wanted) if i not in chosen), "something was left that fits"
 

@@ -49,7 +49,7 @@ class ToyTask(Task):
                 optimizer.step()
             save_file(network.state_dict(), folder / "model.safetensors")
 
-        folder = self.cache.get("toy-teacher", self.spec.teacher_key(), make)
+        folder = self.cache.get("teacher", self.spec.teacher_key(), make)
         network = self.build_teacher()
         network.load_state_dict(load_file(folder / "model.safetensors"))
         return network

@@ -84,16 +84,20 @@ def load_tokenizer(hub: Hub) -> Any:
     return tokenizer
 
 
-@lru_cache(maxsize=8)
 def load_rows(data: HubTextData | HubInstructData, split: str) -> Any:
-    """One split as a ``datasets.Dataset``, cut to the number of rows that can be used at most.
+    """One split as a ``datasets.Dataset``; opened once per process.
 
     ``data.path`` is a folder of ``save_to_disk``, one file, a folder with one file per split named after it, or a name
     on the hub. Raises ``JobError`` where there is no such split.
     """
+    return _load_rows(data.path, data.config, data.revision, data.splits[split])
+
+
+@lru_cache(maxsize=8)
+def _load_rows(source: str, config: str | None, revision: str | None, name: str) -> Any:
     import datasets
 
-    name, local = data.splits[split], Path(data.path).expanduser()
+    local = Path(source).expanduser()
     try:
         if local.is_file():
             loaded = datasets.load_dataset(
@@ -105,13 +109,13 @@ def load_rows(data: HubTextData | HubInstructData, split: str) -> Any:
             files = {path.stem: path for path in sorted(local.iterdir()) if path.suffix in READERS}
             stem = name.split("[")[0]
             if stem not in files:
-                raise JobError(f"{data.path} has no file for the split {name!r}; it has: {', '.join(files) or 'none'}")
+                raise JobError(f"{source} has no file for the split {name!r}; it has: {', '.join(files) or 'none'}")
             reader = READERS[files[stem].suffix]
             loaded = datasets.load_dataset(reader, data_files={stem: str(files[stem])}, split=name)
         else:
-            loaded = datasets.load_dataset(data.path, data.config, revision=data.revision, split=name)
+            loaded = datasets.load_dataset(source, config, revision=revision, split=name)
     except (ValueError, KeyError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise JobError(f"cannot load the split {name!r} of {data.path!r}: {error}") from error
+        raise JobError(f"cannot load the split {name!r} of {source!r}: {error}") from error
     return loaded
 
 

@@ -111,7 +111,7 @@ class OutputCache:
         logprobs = torch.zeros(rows, length - 1, k + 1, dtype=getattr(torch, self.dtype))
         ids = torch.zeros(rows, length - 1, k, dtype=torch.int32)
         for batch in sequences.batches(TEACHER_BATCH, split):
-            values, best = top_events(self.task.scored_teacher(batch.to(self.task.device)), self.k)
+            values, best = top_events(self.task.scored_teacher(batch.to(self.task.device), metered=False), self.k)
             row, position = batch.scored.nonzero(as_tuple=True)
             logprobs[batch.index[row], position] = values.to(logprobs.dtype).cpu()
             ids[batch.index[row], position] = best.to(torch.int32).cpu()

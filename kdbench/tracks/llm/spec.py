@@ -144,7 +144,7 @@ class HubTextData(SpecModel):
 
     kind: Literal["hf-text"] = "hf-text"
     path: str
-    """Name on the hub, a folder of ``save_to_disk``, or ``.jsonl``, ``.json``, ``.csv``, ``.parquet``: file or folder."""
+    """Hub name, folder of ``save_to_disk``, or file or folder of ``.jsonl``, ``.json``, ``.csv``, ``.parquet``."""
     config: str | None = None
     """Configuration of a data set of the hub, such as ``wikitext-103-raw-v1``."""
     revision: str | None = None

@@ -330,15 +330,16 @@ class LLMTask(Task):
         return models.token_nll(models.scored_logits(model, batch), models.targets_of(batch))
 
     @torch.no_grad()
-    def scored_teacher(self, batch: TextBatch) -> Tensor:
-        """(N, V) float32 logits of the live teacher on the scored positions."""
+    def scored_teacher(self, batch: TextBatch, *, metered: bool = True) -> Tensor:
+        """(N, V) float32 logits of the live teacher on the scored positions; ``teacher_queries`` where ``metered``."""
         teacher = self.teacher()
-        if (
-            self.phase == "train" and models.body_and_head(teacher) is not None
-        ):  # such a forward skips the teacher's hook
-            self.budget.spend("teacher_queries", len(batch))
+        before = self.budget.spent["teacher_queries"]
         device = next(teacher.parameters()).device
-        return models.scored_logits(teacher, batch.to(device)).float().to(self.device)
+        logits = models.scored_logits(teacher, batch.to(device)).float().to(self.device)
+        # the forward may or may not pass the hook that counts; outputs shared by all jobs are no cost of this one
+        if self.phase == "train":
+            self.budget.set("teacher_queries", before + (len(batch) if metered else 0))
+        return logits
 
     @torch.no_grad()
     def teacher_logits(self, batch: TextBatch) -> Tensor:

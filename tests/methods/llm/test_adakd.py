@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdbench_methods.llm.adakd import Focus, adakd_loss, hardest, temperatures
 
 from kdbench.losses import divergences as d
+from kdbench_methods.llm.adakd import Focus, adakd_loss, hardest, temperatures
 
 
 def logits(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from kdbench_methods.llm.miniplm import difference, equal_flops_steps, keep_top
 
 NOISY = {"data": {"noise": 0.4, "bytes_per_domain": 20000}, "limits": {"steps": 8}}

@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
+
+from kdbench.losses import divergences as d
 from kdbench_methods.llm.ctkd import LearnedTemperature, reversal_strength
 from kdbench_methods.llm.imitkd import own_share
 from kdbench_methods.llm.minillm import future_rewards, policy_gradient_loss
-
-from kdbench.losses import divergences as d
 
 V, T = 3, 3
 

@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from kdbench_methods.llm.taid import Interpolation, head_and_tail, interpolate, taid_loss
 
 from kdbench.losses import divergences as d
+from kdbench_methods.llm.taid import Interpolation, head_and_tail, interpolate, taid_loss
 
 
 def logits(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from kdbench_methods.vision import fixmatch_lite
 
 

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from kdbench_methods.vision import logit_standardization as method
 
 from kdbench.losses.divergences import fkl
 from kdbench.losses.logits import dkd, kd_kl, zscore
+from kdbench_methods.vision import logit_standardization as method
 
 HOSTS = ("kd", "dkd", "dist", "mlkd", "ctkd", "pld")
 

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from kdbench_methods.vision import ofa_kd
 
 from kdbench.errors import UsageError
+from kdbench_methods.vision import ofa_kd
 
 
 def test_exponents_are_one_for_all_or_one_per_head():

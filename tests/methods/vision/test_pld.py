@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from kdbench_methods.vision import pld
 
 from kdbench.losses.ranking import weighted_list_loss
+from kdbench_methods.vision import pld
 
 
 @pytest.mark.parametrize("variant", ["pld", "listmle", "p-listmle", "ce"])

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from kdbench_methods.vision import robust_active_distillation as method
 
 from kdbench.training.active import PoolView, TransferBatch, area, transfer_loss
 from kdbench.training.selection import margin_informativeness
+from kdbench_methods.vision import robust_active_distillation as method
 
 
 def view(n=30, accuracy=0.7, seed=0):

@@ -31,7 +31,9 @@ def make_spec() -> Callable[..., LLMSpec]:
 def make_task(make_spec, tmp_path: Path):
     from kdbench.tracks.llm.task import LLMTask
 
-    def make(name: str, *, seed: int = 0, method: str = "llm/probe", cache: Cache | None = None, **overrides: Any) -> LLMTask:
+    def make(
+        name: str, *, seed: int = 0, method: str = "llm/probe", cache: Cache | None = None, **overrides: Any
+    ) -> LLMTask:
         spec = make_spec(name, **overrides)
         return LLMTask(spec, seed=seed, method=method, folder=tmp_path, cache=cache)
 

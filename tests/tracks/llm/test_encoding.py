@@ -46,7 +46,9 @@ def test_only_the_response_and_its_end_are_scored(tokenizer):
     assert kept == [0, 1]
     batch = sequences.batch(torch.arange(2))
     targets = models.targets_of(batch)
-    expected = [id for r in responses for id in [*tokenizer(r, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]]
+    expected = [
+        id for r in responses for id in [*tokenizer(r, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ]
     assert targets.tolist() == expected
     # the logits of the last prompt token score the first response token
     first = batch.scored.float().argmax(dim=1)
@@ -64,11 +66,11 @@ def test_long_items_are_never_cut(tokenizer):
 
 
 def test_chunks_are_the_text_that_their_tokens_stand_for(tokenizer):
-    documents = [Document("".join(TEXTS) * 9, "docs", {"name": "a"}), Document("short text", "code", {"name": "b"})]
+    plain = "".join(TEXTS[:3]) * 9  # ASCII: no token boundary falls inside a character
+    documents = [Document(plain, "docs", {"name": "a"}), Document("short text", "code", {"name": "b"})]
     sequences, chunks = chunk_documents(documents, tokenizer, 16)
     for row, length, chunk in zip(sequences.ids, sequences.lengths, chunks, strict=True):
-        if "☃" not in chunk.text and "ï" not in chunk.text:  # a token boundary may fall inside one character
-            assert tokenizer.decode(row[1:length]) == chunk.text
+        assert tokenizer.decode(row[1:length]) == chunk.text
     whole = "".join(chunk.text for chunk in chunks if chunk.document == "a")
     assert documents[0].text.startswith(whole)
     assert len(documents[0].text) - len(whole) < 16 * 8, "only a rest of less than half a row is dropped"
@@ -110,7 +112,8 @@ def test_the_pinned_corpus_ships_with_the_track(tmp_path):
     assert all(row["text"].isascii() for rows in corpus.values() for row in rows)
 
 
-def test_a_corpus_that_is_not_there_is_refused(tmp_path):
+def test_a_corpus_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpython.platform, "python_version", lambda: "3.99.0")
     with pytest.raises(JobError, match="corpus"):
         cpython.load(Cache(tmp_path), "0" * 16)
 
@@ -119,7 +122,8 @@ def test_text_splits_share_no_document_and_noise_stays_in_training(tmp_path):
     data = TextData(domains=("facts", "arith"), persons=20, bytes_per_domain=30_000, noise=0.3)
     splits = text.documents(data, Cache(tmp_path))
     names = {split: {document.meta["name"] for document in documents} for split, documents in splits.items()}
-    assert not names["train"] & names["val"] and not names["train"] & names["test"] and not names["val"] & names["test"]
+    assert not names["train"] & names["val"]
+    assert not (names["train"] | names["val"]) & names["test"]
     noisy = [document.meta.get("noise") for document in splits["train"]]
     assert 0.1 < sum(kind is not None for kind in noisy) / len(noisy) < 0.5
     assert {"shuffled", "boilerplate"} <= set(noisy)
@@ -130,7 +134,7 @@ def test_arithmetic_is_right(tmp_path):
     for document in text.arithmetic(TextData(bytes_per_domain=4000)):
         for line in document.text.splitlines():
             left, right = line.split(" = ")
-            assert eval(left) == int(right)  # noqa: S307 - our own sums
+            assert eval(left) == int(right)
 
 
 def test_ascii_text_keeps_one_byte_per_character():

@@ -106,7 +106,9 @@ def test_every_fact_of_the_test_is_asked_in_training_in_other_words():
         assert item.instruction not in train
         person = next(name for name in knowledge.persons if name in item.instruction)
         index = knowledge.persons.index(person)
-        relation = next(r for r in RELATIONS if item.response in VALUES[r] and knowledge.facts[r][index] == item.response)
+        relation = next(
+            r for r in RELATIONS if item.response in VALUES[r] and knowledge.facts[r][index] == item.response
+        )
         questions = {knowledge.question(index, relation, i)[0] for i in range(4)}
         assert questions & train
 
@@ -126,7 +128,8 @@ def test_distractors_stand_where_they_are_said_to_and_change_no_answer():
         first, last = item.distractor_in_prompt()
         assert item.prompt[first:last] == item.instruction[start:end]
         rest = (item.instruction[:start] + item.instruction[end:]).strip()
-        assert rest and not any(sentence in rest for sentence in instruct.DISTRACTORS)
+        assert rest
+        assert not any(sentence in rest for sentence in instruct.DISTRACTORS)
 
 
 def test_difficulty_makes_instructions_longer():

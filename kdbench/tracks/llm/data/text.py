@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdbench.cache import Cache
+from kdbench.errors import JobError
 from kdbench.tracks.llm.data import cpython
 from kdbench.tracks.llm.data.cpython import Document, rank
 from kdbench.tracks.llm.data.knowledge import Knowledge
@@ -53,6 +54,9 @@ def split(documents: Sequence[Document]) -> dict[str, list[Document]]:
             "train",
         )
         parts[name].append(document)
+    empty = [name for name, part in parts.items() if not part]
+    if empty:
+        raise JobError(f"{len(order)} documents leave none for {', '.join(empty)}; raise data.bytes_per_domain")
     return parts
 
 

@@ -1,0 +1,136 @@
+"""The verbs that read results, as people type them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from kdbench.cli import make_app
+from kdbench.store import spool
+from tests.helpers.outcomes import grid, make_job, make_outcome, put
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    put(folder, grid({"no_kd": [0.8, 0.81, 0.79], "kd": [0.9, 0.91, 0.89], "teacher": [0.95] * 3}), log="one\ntwo\n")
+    put(folder, make_outcome(make_job("bad\x1b[31m", 0), status="oom"))
+    return folder
+
+
+def call(results: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(make_app(), [*arguments, "--results", str(results)])
+
+
+def test_leaderboard(results: Path) -> None:
+    done = call(results, "leaderboard")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("vision/toy@cpu: top1, more is better; budget 100 steps; student seeds 0-2; ")
+    assert "with one teacher (seed 0)" in lines[0]
+    assert lines[2].split()[:2] == ["1", "teacher"]
+    assert "1 oom" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_leaderboard_for_programs(results: Path, tmp_path: Path) -> None:
+    import pandas as pd
+
+    rows = json.loads(call(results, "leaderboard", "--format", "json").stdout)
+    read = list(csv.DictReader(io.StringIO(call(results, "leaderboard", "-f", "csv", "--task", "toy").stdout)))
+    assert [row["label"] for row in rows] == [row["label"] for row in read]
+    assert float(read[0]["mean"]) == rows[0]["mean"] == pytest.approx(0.95)
+    assert call(results, "leaderboard", "-o", str(tmp_path / "x.parquet")).exit_code == 0
+    frame = pd.read_parquet(tmp_path / "x.parquet")
+    assert list(frame["label"]) == [row["label"] for row in rows]
+    assert call(results, "leaderboard", "-o", str(tmp_path / "x.md")).exit_code == 0
+    assert "| rank | method |" in (tmp_path / "x.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["leaderboard", "--task", "vision/toi"], "did you mean 'vision/toy'"),
+        (["leaderboard", "--metric", "top2"], "did you mean 'top1'"),
+        (["leaderboard", "--format", "parquet"], "add -o FILE"),
+        (["leaderboard", "-f", "csv", "-o", "/nowhere/at/all.csv"], "cannot be written"),
+        (["compare", "kd", "kdd"], "did you mean 'kd'"),
+        (["sql", "COPY jobs TO 'x.csv'"], "read-only"),
+        (["show", "nothing"], "no job has the id"),
+        (["logs", ""], "give more of it"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(results: Path, arguments: list[str], message: str) -> None:
+    done = call(results, *arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", [["leaderboard"], ["sql", "SELECT 1"], ["compare", "a", "b"], ["rebuild"]])
+def test_no_results(tmp_path: Path, verb: list[str]) -> None:
+    done = call(tmp_path / "none", *verb)
+    assert done.exit_code == 2
+    assert "kdbench run" in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_compare(results: Path) -> None:
+    done = call(results, "compare", "kd", "no_kd")
+    assert done.exit_code == 0
+    assert "+0.1" in done.stdout
+    (item,) = json.loads(call(results, "compare", "kd", "no_kd", "--json").stdout)
+    assert item["seeds"]["mean"] == pytest.approx(0.1)
+    assert item["seeds"]["p"] == 0
+    assert item["examples"] is None
+
+
+def test_sql_formats(results: Path, tmp_path: Path) -> None:
+    query = "SELECT label, score, finished_at, params FROM jobs WHERE label = 'kd' ORDER BY seed LIMIT 1"
+    assert "kd" in call(results, "sql", query).stdout
+    (row,) = json.loads(call(results, "sql", query, "-f", "json").stdout)
+    assert row["label"] == "kd"
+    assert row["finished_at"] == "2026-01-02T03:05:05"
+    assert call(results, "sql", "SELECT 'NaN'::DOUBLE AS x, NULL AS y", "-f", "json").stdout.split() == [
+        "[", "{", '"x":', "null,", '"y":', "null", "}", "]",
+    ]  # fmt: skip
+    assert call(results, "sql", query, "-f", "csv").stdout.startswith("label,score,finished_at,params\nkd,0.9,2026")
+    assert "| label | score |" in call(results, "sql", query, "-f", "md").stdout
+    assert call(results, "sql", "SELECT 1 AS a WHERE false", "-o", str(tmp_path / "empty.parquet")).exit_code == 0
+
+
+def test_show_and_logs(results: Path) -> None:
+    id = make_job("kd", 1).id
+    done = call(results, "show", id[:10])
+    assert "vision/kd" in done.stdout
+    assert "0.91" in done.stdout
+    assert json.loads(call(results, "show", id, "--json").stdout)["id"] == id
+    assert call(results, "logs", id).stdout == "one\ntwo\n"
+    assert call(results, "logs", id, "--tail", "1").stdout == "two\n"
+    failed = call(results, "show", make_job("bad\x1b[31m", 0).id)
+    assert "RuntimeError: planted" in failed.stdout
+    assert "\x1b" not in failed.stdout
+
+
+def test_job_without_outcome_or_log(tmp_path: Path) -> None:
+    spool.job_folder(tmp_path, "abc").mkdir(parents=True)
+    assert "no outcome yet" in call(tmp_path, "show", "a").stdout
+    assert "wrote no log" in call(tmp_path, "logs", "a").stderr
+
+
+def test_reading_imports_neither_torch_nor_mlflow(results: Path) -> None:
+    code = (
+        "import sys\nfrom kdbench.cli import make_app\n"
+        "for verb in (['leaderboard'], ['sql', 'SELECT 1']):\n"
+        f"    make_app()([*verb, '--results', {str(results)!r}], standalone_mode=False)\n"
+        "print(sorted({'torch', 'mlflow', 'transformers', 'numba', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,156 @@
+"""``kdbench run`` as a person meets it: exit codes, messages, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.toytrack import EXTENSION, write_method
+
+KDBENCH = [sys.executable, "-c", "from kdbench.cli import main; main()"]
+
+WAITS = """
+import time
+@hookimpl
+def train(task, params):
+    if task.seed:
+        print("waiting", flush=True)
+        time.sleep(600)
+    return task.student()
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Writes a suite and gives the command that runs it in ``tmp_path``."""
+
+    def make(*methods, seeds=2, body=None, **more):
+        folder = tmp_path / "m"
+        for slug in methods:
+            write_method(folder, slug, *([body] if body else []))
+        lines = [f"tasks: [toy/bare@smoke]\nmethods: [{', '.join(methods)}]\nseeds: {seeds}\ntracking: false"]
+        lines += [f"{key}: {value}" for key, value in more.items()]
+        (tmp_path / "mine.yaml").write_text("\n".join(lines) + "\n")
+        return [*KDBENCH, "run", "mine.yaml", "--plugin", str(EXTENSION), "--plugin", str(folder)]
+
+    return make
+
+
+def go(command, cwd, *more):
+    return subprocess.run([*command, *more], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_run_ends_with_a_table_the_paths_and_what_to_type_next(command, tmp_path):
+    start = command("plain")
+    planned = go(start, tmp_path, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "would run 2 jobs" in planned.stdout
+    assert not (tmp_path / "results").exists()
+
+    done = go(start, tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("[")]
+    assert len(lines) == 2
+    assert lines[0].startswith("[1/2] ok")
+    assert "toy/bare@smoke" in done.stdout
+    assert "mine: 2 jobs: 2 ok" in done.stdout
+    assert "results/jobs" in done.stdout
+    assert "next: kdbench leaderboard --suite mine" in done.stdout
+
+    started = time.monotonic()
+    again = go(start, tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert time.monotonic() - started < 20, "nothing is imported for nothing (about a second on an idle machine)"
+    assert "[1/" not in again.stderr
+
+
+def test_failed_jobs_are_exit_code_1_with_the_commands_to_look_and_to_retry(command, tmp_path):
+    done = go(command("bad", seeds=1, body="@hookimpl\ndef train(task, params):\n    return 1 / 0\n"), tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "ZeroDivisionError: division by zero" in done.stderr
+    assert "kdbench logs " in done.stdout
+    assert "--retry-failed runs the failed jobs again" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--stale", "never"], "--stale: 'never' is neither"),
+        (["--seeds", "many"], "--seeds: 'many' is neither"),
+        (["--filter", "no-such-job"], "no-such-job"),
+        (["--results", "mine.yaml"], "mine.yaml"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_one_message(command, tmp_path, more, words):
+    done = go(command("plain"), tmp_path, *more)
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert words in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.05)
+
+
+def interrupted(start, tmp_path, *signals):
+    """Start the run, send the signals once a job waits, and return the ended process with its output."""
+    running = subprocess.Popen(
+        start, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    logs = lambda: [path.read_text() for path in tmp_path.glob("results/running/*/log.txt")]  # noqa: E731
+    wait_for(lambda: sum("waiting" in text for text in logs()) == 2 or running.poll() is not None)
+    for number in signals:
+        running.send_signal(number)
+        time.sleep(0.02)
+    out, err = running.communicate(timeout=60)
+    return running, out, err
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [((signal.SIGINT,), 130), ((signal.SIGTERM,), 143), ((signal.SIGINT, signal.SIGINT), 130)],
+)
+def test_an_interruption_keeps_what_is_done_and_says_what_is_left(command, tmp_path, signals, code):
+    start = command("waits", seeds=4, body=WAITS)
+    running, out, err = interrupted([*start, "--workers", "2"], tmp_path, *signals)
+    assert running.returncode == code, err
+    assert "Traceback" not in err
+    assert len(list(tmp_path.glob("results/jobs/*/outcome.json"))) == 1
+    assert list(tmp_path.glob("results/running/*")) == []
+    assert "1 ok, 3 left" in out
+    assert "the same command runs the 3 jobs that are left" in out
+    assert not processes_below(tmp_path)
+
+
+def test_a_coordinator_that_is_killed_takes_its_jobs_with_it_and_loses_nothing(command, tmp_path):
+    start = command("waits", seeds=3, body=WAITS)
+    running, _, _ = interrupted([*start, "--workers", "2"], tmp_path, signal.SIGKILL)
+    assert running.returncode == -signal.SIGKILL
+    wait_for(lambda: not processes_below(tmp_path), 15)
+    assert len(list(tmp_path.glob("results/jobs/*/outcome.json"))) == 1
+    body = "@hookimpl\ndef train(task, params):\n    return task.student()\n"
+    done = go(command("waits", seeds=3, body=body), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("results/running/*")) == []
+
+
+def processes_below(folder):
+    """Processes that work in ``folder``, as jobs and their servers do."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.readlink(f"/proc/{pid}/cwd") == str(folder):
+                found.append(int(pid))
+        except OSError:
+            continue
+    return found

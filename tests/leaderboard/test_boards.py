@@ -1,0 +1,211 @@
+"""Boards: what is compared with what, what is marked, and who ranks where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdbench.errors import UsageError
+from kdbench.leaderboard import boards, comparison, frame, render
+from kdbench.leaderboard.boards import Board, Selection
+from kdbench.store import duck, membership
+from tests.helpers.outcomes import grid, make_job, make_outcome, make_spec, put
+
+SCORES = {
+    "no_kd": [0.80, 0.81, 0.79, 0.80, 0.80],
+    "kd": [0.90, 0.91, 0.89, 0.90, 0.90],
+    "teacher": [0.95] * 5,
+    "shaky": [0.99, 0.99, 0.99, 0.99, None],
+    "broken": [None] * 5,
+}
+
+
+def load(results: Path, metric: str | None = None, **selection: str) -> list[Board]:
+    return duck.query(results, lambda con: boards.load_boards(con, Selection(**selection), metric))
+
+
+def test_a_board(tmp_path: Path) -> None:
+    put(tmp_path, grid(SCORES))  # type: ignore[arg-type]
+    (board,) = load(tmp_path)
+    assert [(row.label, row.rank, row.n_failed) for row in board.rows] == [
+        ("teacher", 1, 0), ("kd", 2, 0), ("no_kd", 3, 0), ("shaky", 4, 1), ("broken", None, 5),
+    ]  # fmt: skip
+    gaps = {row.label: row.gap.mean if row.gap else None for row in board.rows}
+    assert gaps == pytest.approx({"teacher": 1, "kd": 2 / 3, "no_kd": 0, "shaky": 0.19 / 0.15, "broken": None})
+    assert board.rows[1].costs["train_seconds"] == 2.5
+    assert board.notes == []
+
+
+def test_ceiling_with_other_seeds(tmp_path: Path) -> None:
+    put(tmp_path, grid({"no_kd": SCORES["no_kd"], "kd": SCORES["kd"]}))  # type: ignore[dict-item]
+    put(tmp_path, make_outcome(make_job("teacher", 77), 0.95))
+    (board,) = load(tmp_path)
+    gaps = {row.label: row.gap.mean if row.gap else None for row in board.rows}
+    assert gaps["kd"] == pytest.approx(2 / 3)
+
+
+def test_gap_is_null_without_floor_ceiling_or_distance(tmp_path: Path) -> None:
+    put(tmp_path, grid({"kd": [0.5, 0.6], "teacher": [0.9, 0.9]}))
+    assert all(row.gap is None for row in load(tmp_path)[0].rows)
+    put(tmp_path, grid({"no_kd": [0.5, 0.99]}))
+    assert all(row.gap is None for row in load(tmp_path)[0].rows)
+
+
+def test_less_is_better(tmp_path: Path) -> None:
+    spec = make_spec(headline="loss", direction="min")
+    put(tmp_path, grid({"no_kd": [0.5, 0.51, 0.49], "kd": [0.2, 0.21, 0.19], "teacher": [0.1] * 3}, spec=spec))
+    (board,) = load(tmp_path)
+    assert [row.label for row in board.rows] == ["teacher", "kd", "no_kd"]
+    assert [row.rank for row in board.rows] == [1, 2, 3]
+
+
+def test_only_equal_tasks_share_a_board(tmp_path: Path) -> None:
+    for steps in (100, 200):
+        put(tmp_path, grid({"kd": [0.5, 0.6]}, spec=make_spec(limits={"steps": steps})))
+    put(tmp_path, grid({"kd": [0.5, 0.6]}, spec=make_spec(scale="quick")))
+    found = load(tmp_path)
+    assert [(board.title, len(board.rows)) for board in found] == [
+        ("vision/toy@quick", 1), ("vision/toy@cpu", 1), ("vision/toy@cpu", 1),
+    ]  # fmt: skip
+    assert "not comparable" in found[1].notes[0]
+    assert {board.limits["steps"] for board in found[1:]} == {100, 200}
+    assert [board.title for board in load(tmp_path, task="toy@quick")] == ["vision/toy@quick"]
+
+
+def test_a_methods_own_metric_is_shown_without_rank(tmp_path: Path) -> None:
+    put(tmp_path, [make_outcome(make_job("kd", seed), 0.5, extra={"sparsity": 0.1}) for seed in (0, 1)])
+    put(tmp_path, grid({"no_kd": [0.4, 0.4]}))
+    (board,) = load(tmp_path, metric="sparsity")
+    assert [(row.label, row.rank) for row in board.rows] == [("kd", None)]
+    assert any("not ranked" in note for note in board.notes)
+
+
+def test_failures_and_interruptions(tmp_path: Path) -> None:
+    put(tmp_path, grid({"kd": [0.5, 0.6, 0.7]}))
+    for status, seed in (("oom", 3), ("timeout", 4), ("interrupted", 5)):
+        put(tmp_path, make_outcome(make_job("kd", seed), status=status))  # type: ignore[arg-type]
+    (row,) = load(tmp_path)[0].rows
+    assert row.failures == {"oom": 1, "timeout": 1}
+    assert not row.complete
+
+
+def test_mixtures_are_marked(tmp_path: Path) -> None:
+    old = [make_outcome(make_job("kd", seed), 0.5, modules="m0", minutes=1) for seed in (0, 1)]
+    new = [make_outcome(make_job("no_kd", seed), 0.4, modules="m1", minutes=9) for seed in (0, 1)]
+    put(tmp_path, [*old, *new])
+    put(tmp_path, [make_outcome(make_job("taid", 0, protocol=0), 0.4, modules="m1", minutes=9)])
+    (board,) = load(tmp_path)
+    assert {row.label: row.mixed for row in board.rows} == {
+        "kd": ["kdbench.task"], "no_kd": [], "taid": ["protocol 0"],
+    }  # fmt: skip
+    assert "kdbench.task, protocol 0" in board.notes[0]
+    assert any("kd *" in cells for cells in render.board_table(board)[1])
+
+
+def test_older_versions_of_a_method_are_left_out_and_counted(tmp_path: Path) -> None:
+    put(tmp_path, [make_outcome(make_job("kd", seed, digest="old"), 0.1) for seed in (0, 1, 2)])
+    put(tmp_path, [make_outcome(make_job("kd", seed, digest="new"), 0.9, minutes=60) for seed in (0, 1)])
+    (board,) = load(tmp_path)
+    assert board.rows[0].score is not None
+    assert board.rows[0].score.mean == pytest.approx(0.9)
+    assert "3 results of earlier versions" in board.notes[-1]
+
+
+def test_suites_share_jobs(tmp_path: Path) -> None:
+    outcomes = put(tmp_path, grid({"kd": [0.5, 0.6], "no_kd": [0.4, 0.5]}, suite="first"))
+    membership.add(tmp_path, "first", [o.id for o in outcomes], None)
+    membership.add(tmp_path, "second", [o.id for o in outcomes if o.job.label == "kd"], None)
+    assert [row.label for row in load(tmp_path, suite="second")[0].rows] == ["kd"]
+    assert len(load(tmp_path, suite="first")[0].rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({"task": "vision/toi"}, "did you mean 'vision/toy'"),
+        ({"task": "toy@paper"}, "toy"),
+        ({"track": "visoin"}, "did you mean 'vision'"),
+        ({"suite": "tyo"}, "no results of the suite 'tyo'"),
+        ({"method": "kdd"}, "did you mean 'kd'"),
+        ({"track": "vision", "task": "llm/text"}, "llm/text"),
+    ],
+)
+def test_unknown_names(tmp_path: Path, selection: dict[str, str], message: str) -> None:
+    put(tmp_path, grid({"kd": [0.5]}))
+    with pytest.raises(UsageError, match=message):
+        load(tmp_path, **selection)
+
+
+def test_unknown_metric(tmp_path: Path) -> None:
+    put(tmp_path, grid({"kd": [0.5]}))
+    with pytest.raises(UsageError, match="did you mean 'top1'"):
+        load(tmp_path, metric="top2")
+
+
+def test_frame(tmp_path: Path) -> None:
+    put(tmp_path, make_outcome(make_job("kd", 0, params={"alpha": 0.5, "layers": [1, 2]}), 0.5, extra={"ece": 0.1}))
+    put(tmp_path, make_outcome(make_job("no_kd", 1), status="failed"))
+    table = frame.results(tmp_path)
+    assert list(table["label"]) == ["kd", "no_kd"]
+    assert table.loc[0, "params.alpha"] == 0.5
+    assert table.loc[0, "params.layers"] == [1, 2]
+    assert table.loc[0, "metrics.ece"] == 0.1
+    assert table["metrics.top1"].isna().tolist() == [False, True]
+    assert table.loc[1, "costs.steps"] == 100
+    assert len(frame.results(str(tmp_path), method="kd", track="vision")) == 1
+    with pytest.raises(UsageError, match="no results of the method"):
+        frame.results(tmp_path, method="nothing")
+
+
+def test_compare_over_seeds_and_examples(tmp_path: Path) -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for method, rate in (("kd", 0.9), ("no_kd", 0.7)):
+        for seed in range(3):
+            hits = (rng.random(400) < rate).astype(float)
+            job = make_job(method, seed)
+            put(tmp_path, make_outcome(job, float(hits.mean())), examples={"top1": hits})
+    (item,) = comparison.compare(tmp_path, "kd", "vision/no_kd")
+    assert item.seeds is not None
+    assert item.examples is not None
+    assert item.seeds.n == 3
+    assert item.examples.n == 400
+    assert item.seeds.mean == pytest.approx(item.examples.mean)
+    assert item.examples.low < item.seeds.mean < item.examples.high
+    with pytest.raises(UsageError, match="did you mean 'kd'"):
+        comparison.compare(tmp_path, "kdd", "no_kd")
+
+
+def test_compare_without_or_with_damaged_examples(tmp_path: Path) -> None:
+    outcomes = put(tmp_path, grid({"kd": [0.5, 0.6], "no_kd": [0.4, 0.5]}))
+    (item,) = comparison.compare(tmp_path, "kd", "no_kd")
+    assert item.examples is None
+    assert "missing" in item.notes[0]
+    for outcome in outcomes:
+        (tmp_path / "jobs" / outcome.id / "examples.npz").write_bytes(b"PK\x03\x04 not an archive")
+    (item,) = comparison.compare(tmp_path, "kd", "no_kd")
+    assert "damaged" in item.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (0, "0"), (12.345, "12.3"), (999.7, "1k"), (6400, "6.4k"), (1.5e9, "1.5G"), (2e18, "2E")],
+)
+def test_compact(value: float | None, text: str) -> None:
+    assert render.compact(value) == text
+
+
+def test_estimates_have_the_digits_of_their_interval() -> None:
+    from kdbench.leaderboard.statistics import Estimate
+
+    assert render.estimate(Estimate(0.93061, 0.9238, 0.9374, 5)) == "0.9306 ± 0.0068"
+    assert render.estimate(Estimate(12.3456, None, None, 1)) == "12.35"
+    assert render.estimate(Estimate(123.4, 100.0, 146.8, 5)) == "123 ± 23"
+    assert render.estimate(Estimate(0.5, 0.5, 0.5, 5)) == "0.5 ± 0"
+
+
+def test_hostile_text_is_shown_as_text() -> None:
+    assert render.plain("a\x1b[31mb\nc\r\u202e") == "a\\x1b[31mb\\nc\\r\\u202e"
+    assert "\\|" in render.markdown(["a"], [["x|y"]])

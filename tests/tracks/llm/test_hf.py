@@ -1,0 +1,168 @@
+"""Hugging Face models and data sets from local folders."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from kdbench.errors import JobError
+from kdbench.tracks.llm import models, tokenizers
+from kdbench.tracks.llm.spec import LLMSpec, Net
+
+ROWS = [{"instruction": f"Add {i} and {i + 1}.", "context": "", "response": str(2 * i + 1)} for i in range(60)]
+TEXTS = [{"text": "The quick brown fox jumps over the lazy dog and runs away. " * 4} for _ in range(20)]
+
+
+def write_jsonl(path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A teacher and a student written by ``save_pretrained``, of different families with one tokenizer."""
+    tokenizer = tokenizers.wrap(tokenizers.train([row["instruction"] for row in ROWS] + [TEXTS[0]["text"]], 300))
+    made = {}
+    for role, net in (
+        ("teacher", Net(family="llama", layers=2, width=32, heads=2)),
+        ("student", Net(family="gpt2", layers=1, width=16, heads=2)),
+    ):
+        torch.manual_seed(0)
+        made[role] = str(tmp_path / role)
+        models.build(net, tokenizer).save_pretrained(made[role])
+        tokenizer.save_pretrained(made[role])
+    return made
+
+
+def hub(folders, role: str, **options):
+    return {"kind": "hf", "name": folders[role], "dtype": "float32", "gradient_checkpointing": False, **options}
+
+
+LIMITS = {"limits": {"steps": 3}, "recipe": {"batch_size": 4, "accumulate": 1, "precision": "float32", "lr": 1e-3}}
+
+
+@pytest.fixture
+def instruct_task(make_task, folders, tmp_path):
+    def make(**student):
+        data = {"path": write_jsonl(tmp_path / "rows.jsonl", ROWS), "length": 64, "val": 3, "test": 3}
+        return make_task(
+            "hf-instruct",
+            scale="paper",
+            data=data,
+            teacher=hub(folders, "teacher"),
+            student=hub(folders, "student", **student),
+            evaluation={"max_new": 8},
+            **LIMITS,
+        )
+
+    return make
+
+
+def test_instructions_from_a_jsonl_file_with_models_from_folders(instruct_task, tmp_path):
+    task = instruct_task()
+    assert task.spec.problems() == []
+    assert len(task.split("train")) == 54
+    student = task.student()
+    result = task.fit(student, lambda model, batch: task.tokens(model, batch).nll.mean())
+    assert result.steps == 3
+    assert task.budget.spent["teacher_queries"] == 12
+    task.phase = "evaluate"
+    metrics = task.score(student)
+    assert set(metrics) == {metric.name for metric in task.spec.all_metrics()}
+    task.save(student, tmp_path / "saved")
+    assert task.score(task.load(tmp_path / "saved")) == metrics
+
+
+def test_text_from_one_parquet_file_per_split(make_task, folders, tmp_path):
+    import pandas as pd
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train", "validation", "test"):
+        pd.DataFrame(TEXTS).to_parquet(folder / f"{name}.parquet")
+    data = {"path": str(folder), "config": None, "chunk": 32, "val": 4, "test": 4}
+    models_ = {"teacher": hub(folders, "teacher"), "student": hub(folders, "student")}
+    task = make_task("hf-text", scale="paper", data=data, **models_, **LIMITS)
+    student = task.student()
+    task.fit(student, lambda model, batch: task.nll(model, batch).mean())
+    task.phase = "evaluate"
+    assert task.score(student)["bits_per_byte"] > 0
+
+
+def test_low_rank_adapters_are_all_that_is_trained_and_are_merged_when_saved(instruct_task, tmp_path):
+    task = instruct_task(lora={"rank": 2, "targets": ["c_attn"]})
+    student = task.student()
+    trained = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    task.fit(student, lambda model, batch: task.nll(model, batch).mean(), lr=1e-1)
+    expected = task.validate(student)
+    task.save(student, tmp_path / "saved")
+    plain = task.load(tmp_path / "saved")
+    assert type(plain).__name__ == "GPT2LMHeadModel"
+    assert task.validate(plain)["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+
+
+def test_gradient_checkpointing_changes_no_gradient(instruct_task):
+    gradients = []
+    for checkpointing in (False, True):
+        task = instruct_task(gradient_checkpointing=checkpointing)
+        student, batch = task.student().train(), next(iter(task.train_loader()))
+        task.nll(student, batch).mean().backward()
+        gradients.append(student.get_output_embeddings().weight.grad.clone())
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+def test_what_is_missing_is_said_before_anything_runs(make_spec, folders, tmp_path):
+    missing = {"teacher": hub({"teacher": str(tmp_path / "nowhere")}, "teacher"), "student": hub(folders, "student")}
+    spec = make_spec("hf-instruct", "paper", data={"path": "./no/file.jsonl"}, **missing)
+    problems = "\n".join(map(str, spec.problems()))
+    assert "no folder" in problems
+    assert "no file or folder" in problems
+
+
+def test_hub_names_need_the_hub_or_its_cache(make_spec, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    problems = "\n".join(map(str, make_spec("hf-text", "paper").problems()))
+    assert "openai-community/gpt2" in problems
+    assert "hf download" in problems
+
+
+def test_a_wrong_column_is_named(make_task, folders, tmp_path):
+    data = {"path": write_jsonl(tmp_path / "rows.jsonl", ROWS), "prompt": "question", "length": 64}
+    models_ = {"teacher": hub(folders, "teacher"), "student": hub(folders, "student")}
+    with pytest.raises(JobError, match="no column 'question'.*instruction"):
+        make_task("hf-instruct", scale="paper", data=data, **models_).split("train")
+
+
+def test_a_pretrained_student_needs_a_pretrained_teacher(make_spec, folders):
+    values = make_spec("text").model_dump()
+    with pytest.raises(ValidationError, match="a pretrained student needs a pretrained teacher"):
+        LLMSpec.model_validate({**values, "student": hub(folders, "student")})
+
+
+def test_packages_that_are_missing_come_with_their_command(make_spec, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "gguf" else found(name, *rest))
+    problems = make_spec("text-smollm").problems()
+    assert [("gguf" in problem.message, "pip install gguf" in problem.hint) for problem in problems] == [(True, True)]
+
+
+@pytest.mark.full
+def test_a_real_pretrained_teacher(make_task):
+    task = make_task("text-smollm")
+    task.prepare()
+    student = task.student()
+    task.fit(
+        student,
+        lambda model, batch: (lambda t: -(t.teacher.exp() * t.student).sum(-1).mean())(task.tokens(model, batch)),
+    )
+    assert "teacher_queries" not in task.budget.report(), "everything came from the cached outputs"
+    task.phase = "evaluate"
+    teacher, mine = task.score(task.teacher()), task.score(student)
+    assert teacher["perplexity"] < 0.01 * mine["perplexity"]
