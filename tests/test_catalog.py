@@ -114,7 +114,7 @@ def test_later_layers_win_mappings_merge_and_lists_replace(make):
     assert (changed.data.size, changed.data.parts) == (5, (7,))
     assert changed.student == {"layers": [9], "act": "relu"}
     assert changed.limits == {"steps": 2, "samples": 5}
-    assert list(changed.limits)[0] == "steps"  # the primary unit stays first
+    assert next(iter(changed.limits)) == "steps"  # the primary unit stays first
     assert catalog.resolve("tone/low", "smoke") == smoke  # no layer was changed by another
 
 

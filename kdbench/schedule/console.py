@@ -154,7 +154,7 @@ class Console:
         value = "" if outcome.headline is None else f"{name} {outcome.headline:.4g}, "
         return f"{value}{show_duration(outcome.seconds)}"
 
-    @hookimpl(trylast=True)
+    @hookimpl(tryfirst=True)
     def kdbench_run_finished(self, run: Run, outcomes: Sequence[Outcome]) -> None:
         if self.live is not None:
             self.live.stop()

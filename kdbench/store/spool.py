@@ -28,6 +28,8 @@ LOG = "log.txt"
 CURVE = "curve.jsonl"
 EXAMPLES = "examples.npz"
 MODEL = "model"
+RUNNING = "running"
+"""Folder beside ``jobs`` in which jobs run until they are finished."""
 
 TEMPORARY_PREFIX = f".{OUTCOME}-"
 """Of an outcome that is being written; one that stays was interrupted."""
@@ -268,8 +270,13 @@ def _finite(value: Any) -> float | None:
 
 
 def find_job(results: Path, prefix: str) -> Path:
-    """Folder of the only job whose id starts with ``prefix``. Raises ``UsageError`` for none or several."""
-    names = [folder.name for folder in iter_folders(results)]
+    """Folder of the only job, running or finished, whose id starts with ``prefix``.
+
+    Raises ``UsageError`` for none or several.
+    """
+    folders = {path.name: path for path in sorted((results / RUNNING).glob("[!.]*")) if path.is_dir()}
+    folders |= {folder.name: folder for folder in iter_folders(results)}
+    names = sorted(folders)
     if not names:
         raise UsageError("holds no jobs yet", place=str(results), hint="run a suite first: kdbench run SUITE")
     matches = [name for name in names if name.startswith(prefix)]
@@ -280,7 +287,7 @@ def find_job(results: Path, prefix: str) -> Path:
         raise UsageError(f"{len(matches)} jobs have an id that starts with {prefix!r}: {shown}", hint="give more of it")
     if not matches:
         raise UsageError(f"no job has the id {prefix!r}", place=str(results), hint=did_you_mean(prefix, names))
-    return jobs_folder(results) / matches[0]
+    return folders[matches[0]]
 
 
 def report(error: UsageError, problems: list[Problem] | None) -> None:

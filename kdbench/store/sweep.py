@@ -36,6 +36,10 @@ def of_results(results: Path, quiet: float = HOUR) -> Iterator[Remains]:
                 yield Remains(folder, _size(folder), "interrupted job")
             continue
         yield from _files(folder.glob(f".{spool.OUTCOME}-*"), quiet, "unfinished outcome")
+    for folder in sorted((results / spool.RUNNING).glob("[!.]*")):
+        lock = folder.with_name(f"{folder.name}.lock")
+        if folder.is_dir() and _free(lock):  # whoever runs the job holds its lock
+            yield Remains(folder, _size(folder), "interrupted job", lock)
     for place in (results, duck.private_folder(results), results / "suites"):
         yield from _files(place.glob(f"{duck.PUBLISHED}.damaged-*"), 0, "damaged store")
         yield from _files(place.glob(".*-*"), quiet, "temporary file")
@@ -78,6 +82,16 @@ def remove(remains: Remains) -> bool:
     except Timeout:
         return False
     return True
+
+
+def _free(lock: Path) -> bool:
+    if not lock.exists():
+        return True
+    try:
+        with FileLock(lock, timeout=0):
+            return True
+    except Timeout:
+        return False
 
 
 def _delete(path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner, Result
 
 from kdbench.cache import Cache
@@ -92,6 +93,21 @@ def test_gc_bounds_the_cache_by_last_use(tmp_path: Path) -> None:
     assert not half.exists()
     assert second.exists()
     assert third.exists()
+
+
+def test_gc_leaves_running_jobs_alone(tmp_path: Path) -> None:
+    for name in ("alive", "killed"):
+        (tmp_path / "running" / name).mkdir(parents=True)
+        (tmp_path / "running" / name / "log.txt").write_text("step 1\n")
+    age(tmp_path)
+    with FileLock(tmp_path / "running" / "alive.lock"):
+        for dry in (("--dry-run",), ()):
+            done = call("gc", *dry, "--results", tmp_path, "--cache", tmp_path / "cache")
+            assert "killed" in done.stdout
+            assert "alive" not in done.stdout
+    assert (tmp_path / "running" / "alive" / "log.txt").exists()
+    assert not (tmp_path / "running" / "killed").exists()
+    assert call("logs", "al", "--results", tmp_path).stdout == "step 1\n"
 
 
 @pytest.mark.parametrize("option", [("--max-cache", "lots"), ("--older-than", "-1h")])
