@@ -333,12 +333,14 @@ class LLMTask(Task):
     def scored_teacher(self, batch: TextBatch, *, metered: bool = True) -> Tensor:
         """(N, V) float32 logits of the live teacher on the scored positions; ``teacher_queries`` where ``metered``."""
         teacher = self.teacher()
-        before = self.budget.spent["teacher_queries"]
+        before = self.budget.spent.get("teacher_queries", 0)
         device = next(teacher.parameters()).device
         logits = models.scored_logits(teacher, batch.to(device)).float().to(self.device)
         # the forward may or may not pass the hook that counts; outputs shared by all jobs are no cost of this one
         if self.phase == "train":
             self.budget.set("teacher_queries", before + (len(batch) if metered else 0))
+            if not metered and before == 0:
+                del self.budget.spent["teacher_queries"]
         return logits
 
     @torch.no_grad()
