@@ -169,14 +169,14 @@ class Task(ABC):
         return self._teacher
 
     def share(self, network: Any) -> Any:
-        """Freeze a teacher on the task's device, meter the samples that go through it and watch that it stays as it is."""
+        """Freeze a teacher on the task's device, meter the samples it sees and watch that it stays as it is."""
         network = self.place(network).requires_grad_(False).eval()
         network.register_forward_pre_hook(self._count_query, with_kwargs=True)
         self._shared.append((network, _versions(network)))
         return network
 
     def changed_teachers(self) -> list[str]:
-        """Parameters and buffers of shared teachers that were changed in place, replaced, unfrozen or given a gradient."""
+        """Tensors of shared teachers that were changed in place, replaced, unfrozen or given a gradient."""
         return [
             name
             for network, before in self._shared

@@ -1,4 +1,4 @@
-"""The README shows what is there: its example is the tested file, its commands and options exist, its suite is valid."""
+"""The README shows what is there: its example is the tested file, its commands exist, its suite is valid."""
 
 from __future__ import annotations
 
