@@ -271,6 +271,13 @@ class Task(ABC):
             self._scores[id(model)] = known
         return known[1]
 
+    def board_problems(self) -> list[str]:
+        """Why results of this task must not be ranked, one sentence each; empty where they may be.
+
+        Asked once per job, after scoring: cheap, from what :meth:`prepare` left in the cache.
+        """
+        return []
+
     def require_evaluation(self) -> None:
         """Guard of every access to test data. Raises ``TestDataError`` inside ``train``."""
         if self.phase != "evaluate":

@@ -129,6 +129,8 @@ class _Found:
     metrics: dict[str, float] = field(default_factory=dict)
     extra: dict[str, float] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
+    gate: list[str] = field(default_factory=list)
+    """Why a board of the task would say nothing."""
 
 
 def run_job(
@@ -189,6 +191,7 @@ def run_job(
             **(origin.of_run() if provenance is None else provenance),
             "device": origin.device_name(device),
             "modules": origin.module_digests(job.track),
+            **({"gate": found.gate} if found.gate else {}),
         },
     )
     spool.write_outcome(folder, outcome)
@@ -230,6 +233,7 @@ def _run(job: Job, task: Task, registry: Registry, found: _Found) -> None:
     found.metrics = _official(task, scores.metrics)
     found.extra = _extra(manager.hook.evaluate(task=task, model=model, params=params), found.metrics)
     found.cost["eval_seconds"] = time.perf_counter() - started
+    found.gate = task.board_problems()
 
     if "model" in job.keep:
         task.save(model, task.folder / spool.MODEL)

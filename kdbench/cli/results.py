@@ -66,10 +66,16 @@ def leaderboard(
 
 
 def print_boards(found: Iterable[Board]) -> None:
-    """Boards as tables, each with its header and notes."""
+    """Boards as tables, each with its header and notes; refused ones as their header and the reasons."""
     from kdbench.leaderboard import render
 
     for board in found:
+        if board.refused:
+            typer.echo(render.header(board))
+            for line in render.refusal(board):
+                typer.echo(f"  {line}")
+            typer.echo("")
+            continue
         columns, rows, right = render.board_table(board)
         table(columns, rows, title=render.header(board), right=right)
         for note in [render.gap_names(board), *board.notes]:

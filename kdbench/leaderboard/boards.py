@@ -74,6 +74,8 @@ class Board:
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
     """What a reader must know: mixtures, older results left out, other definitions of the task."""
+    refused: list[str] = field(default_factory=list)
+    """Why the task refuses a board (``Task.board_problems``): the reasons are published instead of the rows."""
 
     @property
     def title(self) -> str:
@@ -150,6 +152,8 @@ class _Job:
     protocol: int
     device: str | None
     finished_at: Any
+    gate: str | None
+    """JSON list of what the task said against a board; None where it said nothing."""
 
 
 def load_boards(
@@ -200,7 +204,7 @@ def _jobs(con: duckdb.DuckDBPyConnection, selection: Selection, metric: str | No
     where, values = selection.where()
     columns = (
         "id, spec_digest, method, label, params::VARCHAR, seed, status, {value}, modules_digest, track_version, "
-        "protocol, device, finished_at"
+        "protocol, device, finished_at, provenance ->> '$.gate'"
     )
     order = "ORDER BY task, method, label, seed"
     if metric is None:
@@ -315,10 +319,20 @@ def _board(
         ceiling=str(spec.get("ceiling", "")),
         seeds=seeds,
         rows=rows,
+        refused=_refused(jobs),
     )
     _compare(board)
     board.notes += _notes(board, jobs)
     return board
+
+
+def _refused(jobs: Sequence[_Job]) -> list[str]:
+    """What the task said against a board in the newest job that got as far as being asked."""
+    asked = [job for job in jobs if job.status == "ok"]
+    newest = max(asked, key=lambda job: job.finished_at, default=None)
+    if newest is None or newest.gate is None:
+        return []
+    return [str(reason) for reason in json.loads(newest.gate)]
 
 
 def _compare(board: Board) -> None:
@@ -393,34 +407,41 @@ def _notes(board: Board, jobs: Sequence[_Job]) -> list[str]:
 
 
 def records(boards: Iterable[Board]) -> list[dict[str, Any]]:
-    """Boards as flat rows for programs: one per method, the same keys in every row."""
-    rows = []
-    for board in boards:
-        for row in board.rows:
-            score, gap = row.score, row.gap
-            rows.append(
-                {
-                    "task": board.task,
-                    "scale": board.scale,
-                    "spec_digest": board.spec_digest,
-                    "metric": board.metric,
-                    "direction": board.direction,
-                    "unit": board.unit,
-                    "rank": row.rank,
-                    "method": row.method,
-                    "label": row.label,
-                    "params": json.dumps(row.params, sort_keys=True),
-                    "mean": score.mean if score else None,
-                    "low": score.low if score else None,
-                    "high": score.high if score else None,
-                    "n": score.n if score else 0,
-                    "n_failed": row.n_failed,
-                    "gap_closed": gap.mean if gap else None,
-                    "gap_low": gap.low if gap else None,
-                    "gap_high": gap.high if gap else None,
-                    **{name: row.costs.get(name) for name in schema.COSTS},
-                    "limits": json.dumps(board.limits),
-                    "mixed": ", ".join(row.mixed),
-                }
-            )
-    return rows
+    """Boards as flat rows for programs: one per method, the same keys in every row.
+
+    A refused board is one row without a method, with the reasons under ``refused``.
+    """
+    return [record for board in boards for record in _records(board)]
+
+
+def _records(board: Board) -> list[dict[str, Any]]:
+    about = {
+        "task": board.task,
+        "scale": board.scale,
+        "spec_digest": board.spec_digest,
+        "metric": board.metric,
+        "direction": board.direction,
+        "unit": board.unit,
+    }
+    end = {"limits": json.dumps(board.limits)}
+    if board.refused:
+        return [about | dict.fromkeys(_ROW_KEYS) | end | {"mixed": "", "refused": board.refused}]
+    return [about | _record(row) | end | {"mixed": ", ".join(row.mixed), "refused": []} for row in board.rows]
+
+
+_ROW_KEYS = (
+    *("rank", "method", "label", "params", "mean", "low", "high", "n", "n_failed"),
+    *("gap_closed", "gap_low", "gap_high", *schema.COSTS),
+)
+
+
+def _record(row: Row) -> dict[str, Any]:
+    score, gap = row.score, row.gap
+    values = (
+        *(row.rank, row.method, row.label, json.dumps(row.params, sort_keys=True)),
+        *((score.mean, score.low, score.high, score.n) if score else (None, None, None, 0)),
+        row.n_failed,
+        *((gap.mean, gap.low, gap.high) if gap else (None, None, None)),
+        *(row.costs.get(name) for name in schema.COSTS),
+    )
+    return dict(zip(_ROW_KEYS, values, strict=True))

@@ -102,6 +102,7 @@ def _job_ids(con: duckdb.DuckDBPyConnection, board: Board, rows: Sequence[Row]) 
 
 def _compare(results: Path, board: Board, a: Row, b: Row, ids: dict[str, list[str]]) -> Comparison:
     comparison = Comparison(board, a, b, None, None)
+    comparison.notes += [f"the task refuses a leaderboard: {reason}" for reason in board.refused]
     common = np.isfinite(a.values) & np.isfinite(b.values)
     if not common.any():
         comparison.notes.append("no seed in common")

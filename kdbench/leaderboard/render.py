@@ -123,6 +123,11 @@ def gap_names(board: Board) -> str:
     return f"gap closed: 0 is {board.floor}, 100 is {board.ceiling}"
 
 
+def refusal(board: Board) -> list[str]:
+    """What is shown instead of the rows of a refused board: one line of explanation, then the reasons."""
+    return ["no leaderboard: these results say nothing about the methods, because", *map(plain, board.refused)]
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> str:
     """A table in Markdown."""
 
@@ -137,6 +142,10 @@ def boards_markdown(boards: Sequence[Board]) -> str:
     """Boards in Markdown, each with its header and notes."""
     parts = []
     for board in boards:
+        if board.refused:
+            lines = refusal(board)
+            parts.append(f"**{header(board)}**\n\n{lines[0]}\n\n" + "".join(f"- {line}\n" for line in lines[1:]))
+            continue
         columns, rows, right = board_table(board)
         notes = "".join(f"\n- {plain(note)}" for note in board.notes)
         parts.append(f"**{header(board)}**\n\n{markdown(columns, rows, right)}{notes}".rstrip() + "\n")

@@ -24,7 +24,9 @@ def methods(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def kdbench(methods, tmp_path):
+def kdbench(methods, tmp_path, monkeypatch):
+    monkeypatch.setenv("KDBENCH_CACHE", str(methods.parent / f"cache-of-{tmp_path.name}"))  # no teacher of other tests
+
     def run(verb: str, content: str | bytes | None, *options: str):
         path = tmp_path / "suite.yaml"
         if content is not None:

@@ -290,6 +290,11 @@ class LLMTask(Task):
         """Teacher and plainly trained student on the validation data; measured once per task, kept in the cache."""
         return gap.measured(self)
 
+    def board_problems(self) -> list[str]:
+        """Why the capacity gap, measured on the validation data, does not suffice for a board."""
+        self.require_evaluation()
+        return gap.gate(self.gap(), self.spec.gate) if self.spec.gate is not None else []
+
     # --- forwards -------------------------------------------------------------------------------------------------
 
     @cached_property
