@@ -1,7 +1,8 @@
 """Tasks of all tracks: read from their YAML files, merged and validated into specifications.
 
 A task is merged from the ``defaults`` of its file, the task itself, one of its ``scales``, the overrides of a suite
-and the limits of its budget, in this order: mappings merge deeply, lists and scalars replace. Every value keeps its
+and the limits of its budget, in this order: mappings merge deeply, lists and scalars replace, and so does a mapping
+of another ``kind`` (a student of ``kind: hf`` inherits nothing from one of ``kind: net``). Every value keeps its
 place, so that what is wrong is reported where it was written. A file that an extension adds says with ``track:`` to
 which track its tasks belong, and builds on the defaults of that track's own file.
 """

@@ -1,8 +1,8 @@
 """Suites: what to compare, as a YAML file; read, extended and validated, with the place of every value.
 
 A suite may extend others (``extends: base.yaml`` or a list, relative to the file). Later files win and the file itself
-wins over all: mappings merge deeply, everything else is replaced, and ``methods+:`` and ``tasks+:`` append to what is
-inherited instead. ``name`` and ``description`` are not inherited.
+wins over all: mappings merge deeply (see :func:`kdbench.yamlio.merge`), everything else is replaced, and
+``methods+:`` and ``tasks+:`` append to what is inherited instead. ``name`` and ``description`` are not inherited.
 """
 
 from __future__ import annotations

@@ -237,6 +237,9 @@ def _run(job: Job, task: Task, registry: Registry, found: _Found) -> None:
 
     if "model" in job.keep:
         task.save(model, task.folder / spool.MODEL)
+    headline = scores.examples.get(task.spec.headline.name)
+    if headline is not None:
+        found.cost["test_examples"] = float(len(headline))
     if scores.examples:
         np.savez(task.folder / spool.EXAMPLES, **scores.examples)  # type: ignore[arg-type]
 

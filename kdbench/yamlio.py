@@ -33,6 +33,9 @@ MAX_TEXT = 4 * MAX_BYTES
 MAX_DEPTH = 100
 """Lists and mappings within each other."""
 
+KIND = "kind"
+"""The key that says which form a mapping has, where several are possible."""
+
 Loc = tuple[str | int, ...]
 
 _STR, _INT, _FLOAT, _BOOL, _NULL, _MAP, _SEQ = (
@@ -132,9 +135,10 @@ class Document:
 def merge(base: Document, over: Document) -> Document:
     """What ``over`` changes in ``base``: mappings merge deeply, everything else (lists too) is replaced.
 
+    A mapping of another ``kind`` replaces what it is merged over: the keys of one kind mean nothing to another.
     Neither argument is changed. Every value keeps the place of the file that wrote it.
     """
-    if not isinstance(base.data, dict) or not isinstance(over.data, dict):
+    if not isinstance(base.data, dict) or not isinstance(over.data, dict) or _other_kind(base.data, over.data):
         return over
     data, children = dict(base.data), dict(base.places.children)
     for key in over.data:
@@ -143,6 +147,10 @@ def merge(base: Document, over: Document) -> Document:
             part = merge(base.at((key,)), part)
         data[key], children[key] = part.data, part.places
     return Document(data, over.path, Places(over.places.value, over.places.key, children))
+
+
+def _other_kind(base: dict[str, Any], over: dict[str, Any]) -> bool:
+    return KIND in base and KIND in over and base[KIND] != over[KIND]
 
 
 def concatenate(first: Document, second: Document) -> Document:

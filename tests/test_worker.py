@@ -52,6 +52,15 @@ def test_an_outcome_is_written_as_it_is_returned(job_of, tmp_path):
     assert outcome.cost["flops"] > 0
 
 
+def test_why_a_task_refuses_a_board_is_recorded_with_its_results(job_of, tmp_path):
+    assert "gate" not in job_of(folder="plain").provenance
+    job, registry = job_of(go=False)
+    job = job.model_copy(update={"spec": {**job.spec, "refuses": ["the teacher is no better"]}})
+    outcome = run_job(job, tmp_path / "refused", registry=registry)
+    assert outcome.status == "ok"
+    assert outcome.provenance["gate"] == ["the teacher is no better"]
+
+
 def test_one_seed_gives_one_result(job_of):
     first, again, other = job_of(folder="a"), job_of(folder="b"), job_of(folder="c", seed=1)
     assert first.metrics == again.metrics

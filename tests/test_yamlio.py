@@ -272,6 +272,18 @@ def test_merge_is_deep_for_mappings_and_keeps_the_place_of_who_wrote_a_value(tmp
     assert merged.place(("b",)) == f"{tmp_path}/base.yaml:2:4"
 
 
+def test_a_mapping_of_another_kind_replaces_and_one_of_the_same_kind_merges(tmp_path):
+    (tmp_path / "base.yaml").write_text("student: {kind: net, width: 4}\nteacher: {kind: net, width: 8}\n")
+    (tmp_path / "over.yaml").write_text("student: {kind: hf, name: x}\nteacher: {width: 9}\n")
+    base, over = yamlio.load(tmp_path / "base.yaml"), yamlio.load(tmp_path / "over.yaml")
+    merged = yamlio.merge(base, over)
+    assert merged.data == {"student": {"kind": "hf", "name": "x"}, "teacher": {"kind": "net", "width": 9}}
+    assert merged.place(("student", "name")) == f"{tmp_path}/over.yaml:1:27"
+    assert merged.place(("student", "width")) == merged.place(("student",))  # gone: its place is its parent's
+    same = yamlio.merge(base, Document.of({"student": {"kind": "net", "depth": 2}}, "x"))
+    assert same.data["student"] == {"kind": "net", "width": 4, "depth": 2}
+
+
 mappings = st.dictionaries(keys, values, max_size=5)
 
 

@@ -118,6 +118,8 @@ def _data(result: RunResult) -> dict[str, Any]:
 
 def _summary(result: RunResult, results: Path) -> None:
     """The leaderboard of the suite's tasks, what failed, where everything is and what to type next."""
+    from kdbench.leaderboard.page import page_path
+
     run, left, failed = result.run, len(result.left), len(result.failed)
     if len(result.statuses) > failed:
         print_boards(_boards(result))
@@ -132,6 +134,9 @@ def _summary(result: RunResult, results: Path) -> None:
     if failed > 5:
         typer.echo(f"  and {failed - 5} more")
     typer.echo(f"results: {results / 'jobs'} (one folder per job), {results / 'kdbench.duckdb'}")
+    page = page_path(results, run.suite)
+    if page.exists():
+        typer.echo(f"page: {page}")
     typer.echo(f"next: {_next(result, results)}")
 
 

@@ -83,14 +83,14 @@ def _line_in(error: BaseException, place: str) -> int | None:
     return next((frame.lineno for frame in reversed(frames) if frame.filename == place), None)
 
 
-def contributions(manager: pluggy.PluginManager, hook: str) -> Iterator[tuple[str, Any | Broken]]:
-    """What each extension returns from a hook without arguments, with the extension's name; or why it failed."""
+def contributions(manager: pluggy.PluginManager, hook: str, **arguments: Any) -> Iterator[tuple[str, Any | Broken]]:
+    """What each extension returns from a hook, with the extension's name; or why it failed."""
     caller = getattr(manager.hook, hook)
     for implementation in caller.get_hookimpls():
         name, plugin = implementation.plugin_name, implementation.plugin
         others = [other for other in manager.get_plugins() if other is not plugin]
         try:
-            for result in manager.subset_hook_caller(hook, others)():
+            for result in manager.subset_hook_caller(hook, others)(**arguments):
                 yield name, result
         except Exception as error:  # noqa: BLE001  # a stranger's code; its failure is reported in its place
             reason = f"its hook {hook} raised {type(error).__name__}: {error}"

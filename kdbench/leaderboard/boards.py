@@ -82,6 +82,15 @@ class Board:
         """``task@scale``."""
         return f"{self.task}@{self.scale}"
 
+    @property
+    def resolution(self) -> float:
+        """What one test example can change in the metric; 0 where the metric has no bounds or that is unknown."""
+        lower, upper = self.bounds
+        examples = max((row.costs.get(schema.TEST_EXAMPLES, 0.0) for row in self.rows), default=0.0)
+        if not self.headline or lower is None or upper is None or examples < 1:
+            return 0.0
+        return (upper - lower) / examples
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -347,13 +356,14 @@ def _compare(board: Board) -> None:
         return
     values = np.stack([row.values for row in board.rows])
     complete = np.array([row.complete for row in board.rows])
-    for row, rank in zip(board.rows, statistics.ranks(values, complete, board.direction), strict=True):
+    ranks = statistics.ranks(values, complete, board.direction, board.resolution)
+    for row, rank in zip(board.rows, ranks, strict=True):
         row.rank = rank
     floor, ceiling = reference(board, board.floor), reference(board, board.ceiling)
     if floor is None or ceiling is None:
         return
     for row in board.rows:
-        row.gap = statistics.gap_closed(row.values, floor.values, ceiling.values, board.direction)
+        row.gap = statistics.gap_closed(row.values, floor.values, ceiling.values, board.direction, board.resolution)
 
 
 def reference(board: Board, slug: str) -> Row | None:

@@ -107,7 +107,7 @@ def _compare(results: Path, board: Board, a: Row, b: Row, ids: dict[str, list[st
     if not common.any():
         comparison.notes.append("no seed in common")
         return comparison
-    comparison.seeds = statistics.paired_difference(a.values, b.values)
+    comparison.seeds = statistics.paired_difference(a.values, b.values, board.resolution)
     try:
         rows = [_examples(results, [ids[row.label][i] for i in np.flatnonzero(common)], board.metric) for row in (a, b)]
         comparison.examples = paired_bootstrap(rows[0], rows[1])

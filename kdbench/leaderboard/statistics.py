@@ -2,6 +2,11 @@
 
 Arrays over seeds have one column per seed; a value that is missing (no such job, a failed job, a value that is not
 finite) is NaN. Nothing here knows jobs, tasks or stores.
+
+Seeds that all give the same difference would make every test certain, although a score that counts test examples
+cannot show a spread below one of them. Tests therefore take the spread of differences to be at least the
+``resolution`` of the metric: what one test example can change. Where that is unknown (0), equal differences are
+taken for certain from ``FEWEST_EQUAL`` seeds on, and fewer of them are no test.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ LEVEL = 0.95
 """Of every interval."""
 ALPHA = 0.05
 """Level of every test, after correction."""
+FEWEST_EQUAL = 3
+"""Seeds whose differences must agree to count as certain, where the resolution of the metric is unknown."""
 _ROUNDING = 1e-12
 """Differences below this fraction of the compared values are equal up to rounding."""
 
@@ -70,23 +77,26 @@ def mean_interval(values: Values, level: float = LEVEL) -> Estimate:
     return Estimate(mean, mean - half, mean + half, n)
 
 
-def paired_difference(a: Values, b: Values, level: float = LEVEL) -> Difference:
+def paired_difference(a: Values, b: Values, resolution: float = 0.0, level: float = LEVEL) -> Difference:
     """Mean of ``a - b`` over the seeds (n,) where both are finite, with its interval and paired t test.
 
-    Differences that are all equal separate whatever their size: p is 0, or 1 where they are 0. Raises ``ValueError``
-    where the two have no seed in common.
+    Both take the spread to be at least ``resolution``. Without a resolution, differences that are all equal have the
+    p-value 0 (1 where they are 0), or none for fewer than ``FEWEST_EQUAL`` seeds. Raises ``ValueError`` where the two
+    have no seed in common.
     """
     estimate = mean_interval(a - b, level)
     if estimate.n < 2:
         return Difference(estimate.mean, None, None, estimate.n, None)
-    _, p = _tests(a[None], b)
-    return Difference(estimate.mean, estimate.low, estimate.high, estimate.n, float(p[0]))
+    _, p = _tests(a[None], b, resolution)
+    half = max(estimate.half or 0.0, t_quantile(estimate.n, level) * resolution / math.sqrt(estimate.n))
+    known = float(p[0]) if np.isfinite(p[0]) else None
+    return Difference(estimate.mean, estimate.mean - half, estimate.mean + half, estimate.n, known)
 
 
-def _tests(a: Values, b: Values) -> tuple[Values, Values]:
+def _tests(a: Values, b: Values, resolution: float) -> tuple[Values, Values]:
     """Means and two-sided p-values of the paired t tests of each row of ``a`` (m, n) with ``b`` (n,).
 
-    NaN in either is no pair. p is NaN for fewer than two pairs.
+    NaN in either is no pair. p is NaN for fewer than two pairs, and where equal differences are no test (see above).
     """
     differences = a - b
     present = np.isfinite(differences)
@@ -99,7 +109,8 @@ def _tests(a: Values, b: Values) -> tuple[Values, Values]:
         means = np.where(np.abs(means) <= rounding, 0.0, means)
         residual = np.where(present, differences - means[:, None], 0.0)
         spread = np.sqrt((residual**2).sum(axis=1) / (counts - 1))
-        certain = np.where(means == 0, 0.0, np.inf)
+        spread = np.maximum(spread, resolution)
+        certain = np.where(means == 0, 0.0, np.where(counts >= FEWEST_EQUAL, np.inf, np.nan))
         t = np.where(spread <= rounding, certain, np.abs(means) * np.sqrt(counts) / spread)
         p = 2 * stdtr(np.maximum(counts - 1, 1), -t)
     return means, np.where(counts >= 2, p, np.nan)
@@ -115,13 +126,15 @@ def holm(p: Values) -> Values:
     return adjusted
 
 
-def better_counts(values: Values, direction: Direction, alpha: float = ALPHA) -> list[int | None]:
+def better_counts(
+    values: Values, direction: Direction, resolution: float = 0.0, alpha: float = ALPHA
+) -> list[int | None]:
     """For each method, how many others are significantly better; the family of a method are its comparisons.
 
     ``values`` is (methods, seeds). A method's paired differences to all others, over the seeds that both have, are
     tested with two-sided t tests and corrected by Holm's procedure within that family, so that for each method
-    the chance to put any other wrongly above it is at most ``alpha``. None for a method that has fewer than two
-    seeds in common with every other, unless it is alone.
+    the chance to put any other wrongly above it is at most ``alpha``. None for a method that no test compares with
+    any other (fewer than two seeds in common), unless it is alone.
     """
     sign = 1.0 if direction == "max" else -1.0
     counts: list[int | None] = []
@@ -130,7 +143,7 @@ def better_counts(values: Values, direction: Direction, alpha: float = ALPHA) ->
         if len(others) == 0:
             counts.append(0)
             continue
-        means, p = _tests(sign * others, sign * values[index])
+        means, p = _tests(sign * others, sign * values[index], resolution)
         if not np.isfinite(p).any():
             counts.append(None)
             continue
@@ -139,7 +152,13 @@ def better_counts(values: Values, direction: Direction, alpha: float = ALPHA) ->
     return counts
 
 
-def ranks(values: Values, complete: NDArray[np.bool_], direction: Direction, alpha: float = ALPHA) -> list[int | None]:
+def ranks(
+    values: Values,
+    complete: NDArray[np.bool_],
+    direction: Direction,
+    resolution: float = 0.0,
+    alpha: float = ALPHA,
+) -> list[int | None]:
     """Ranks with ties: 1 + the number of methods that are significantly better (see :func:`better_counts`).
 
     Methods that differences do not separate share a rank, whatever their means. A method with failed jobs
@@ -150,18 +169,21 @@ def ranks(values: Values, complete: NDArray[np.bool_], direction: Direction, alp
     offset = 0
     for group in (np.flatnonzero(complete), np.flatnonzero(~complete)):
         with_values = group[np.isfinite(values[group]).any(axis=1)] if len(group) else group
-        for index, better in zip(with_values, better_counts(values[with_values], direction, alpha), strict=True):
+        counts = better_counts(values[with_values], direction, resolution, alpha)
+        for index, better in zip(with_values, counts, strict=True):
             result[index] = None if better is None else offset + 1 + better
         offset += len(group)
     return result
 
 
-def separates(ceiling: Values, floor: Values, direction: Direction, alpha: float = ALPHA) -> bool:
+def separates(
+    ceiling: Values, floor: Values, direction: Direction, resolution: float = 0.0, alpha: float = ALPHA
+) -> bool:
     """Whether the ceiling is significantly better than the floor: the paired t test at ``alpha``, two-sided.
 
     A ceiling without any spread counts for all seeds (see :func:`over_seeds`).
     """
-    means, p = _tests(over_seeds(ceiling, floor)[None], floor)
+    means, p = _tests(over_seeds(ceiling, floor)[None], floor, resolution)
     better = means[0] > 0 if direction == "max" else means[0] < 0
     return bool(better and np.isfinite(p[0]) and p[0] < alpha)
 
@@ -178,15 +200,18 @@ def over_seeds(fixed: Values, like: Values) -> Values:
     return fixed
 
 
-def gap_closed(method: Values, floor: Values, ceiling: Values, direction: Direction) -> Estimate | None:
+def gap_closed(
+    method: Values, floor: Values, ceiling: Values, direction: Direction, resolution: float = 0.0
+) -> Estimate | None:
     """How far from floor (0) to ceiling (1) a method is, with its interval; arrays over seeds (n,).
 
     The estimate is the ratio of mean differences R = mean(m - f) / mean(c - f) over the seeds that all three have.
     Its interval is Student's, with the variance of the paired linearisation (delta method of a ratio of means): the
-    sample variance of (m - f - R (c - f)) / mean(c - f) over the seeds. None where floor and ceiling do not separate
-    (:func:`separates`) or the three have no seed in common.
+    sample variance of (m - f - R (c - f)) / mean(c - f) over the seeds, of which the deviation is at least
+    ``resolution`` / mean(c - f) but for floor and ceiling themselves, which are 0 and 1 by definition. None where
+    floor and ceiling do not separate (:func:`separates`) or the three have no seed in common.
     """
-    if not separates(ceiling, floor, direction):
+    if not separates(ceiling, floor, direction, resolution):
         return None
     ceiling = over_seeds(ceiling, floor)
     common = np.isfinite(method) & np.isfinite(floor) & np.isfinite(ceiling)
@@ -201,5 +226,7 @@ def gap_closed(method: Values, floor: Values, ceiling: Values, direction: Direct
     if n == 1:
         return Estimate(ratio, None, None, 1)
     linear = (gain - ratio * width) / width.mean()
-    half = t_quantile(n) * float(linear.std(ddof=1)) / math.sqrt(n)
+    by_definition = np.array_equal(gain, width) or not gain.any()
+    least = 0.0 if by_definition else resolution / abs(float(width.mean()))
+    half = t_quantile(n) * max(float(linear.std(ddof=1)), least) / math.sqrt(n)
     return Estimate(ratio, ratio - half, ratio + half, n)

@@ -20,6 +20,8 @@ from kdbench.schedule.loop import Loop, Preparation, RunResult
 from kdbench.spec import canonical_json
 
 if TYPE_CHECKING:
+    from pluggy import PluginManager
+
     from kdbench.plan import Plan
     from kdbench.registry import Registry
     from kdbench.suite import Suite
@@ -115,7 +117,7 @@ def execute(session: Session, *, hooks: Sequence[object] = (), workers: int | No
     run, plan, registry = session.run, session.plan, session.registry
     attempts.require_writable(run.results)
     manager = registry.manager
-    registered = [plugin for plugin in (*_stores(run), *hooks) if manager.register(plugin, _name(plugin))]
+    registered = [plugin for plugin in (*_stores(run, manager), *hooks) if manager.register(plugin, _name(plugin))]
     try:
         events = Events(manager, run)
         if not run.todo:
@@ -134,11 +136,12 @@ def _name(plugin: object) -> str:
     return f"{type(plugin).__module__}.{type(plugin).__qualname__}"
 
 
-def _stores(run: Run) -> list[object]:
+def _stores(run: Run, manager: PluginManager) -> list[object]:
     """The hook implementations that come with kdbench and that every run has."""
+    from kdbench.leaderboard.page import ResultsPage
     from kdbench.store.duck import DuckStore
 
-    stores: list[object] = [DuckStore()]
+    stores: list[object] = [DuckStore(), ResultsPage(manager)]
     if run.tracking is not None:
         from kdbench.store.mlflow import MlflowReporter
 

@@ -294,6 +294,9 @@ VIEWS: tuple[View, ...] = (
 COSTS: tuple[str, ...] = tuple(_COST_COLUMNS)
 """Cost columns of the leaderboard."""
 
+TEST_EXAMPLES = "test_examples"
+"""The cost that says over how many test examples the headline metric is averaged."""
+
 
 def statements() -> Iterator[str]:
     """Everything that makes an empty store, in order."""

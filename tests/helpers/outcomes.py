@@ -79,8 +79,12 @@ def make_outcome(
     cost: Mapping[str, float] | None = None,
     modules: str = "m0",
     minutes: float = 1.0,
+    gate: Sequence[str] = (),
 ) -> Outcome:
-    """What the job left: ``score`` on its headline metric, or a failure of ``status``."""
+    """What the job left: ``score`` on its headline metric, or a failure of ``status``.
+
+    ``gate``: why the task refuses a board.
+    """
     ok = status == "ok"
     headline = job.spec["headline"]["name"]
     values = {headline: float(score), "nll": 1.0 - float(score)} if ok and score is not None else {}
@@ -100,6 +104,7 @@ def make_outcome(
             "git": {"commit": "abc123", "dirty": False},
             "modules": {"kdbench.task": modules},
             "packages": {"torch": "2.0"},
+            **({"gate": list(gate)} if gate else {}),
         },
     )
 

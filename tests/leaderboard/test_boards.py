@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from kdbench.cli.results import leaderboard
 from kdbench.errors import UsageError
 from kdbench.leaderboard import boards, comparison, frame, render
 from kdbench.leaderboard.boards import Board, Selection
@@ -35,6 +37,19 @@ def test_a_board(tmp_path: Path) -> None:
     assert gaps == pytest.approx({"teacher": 1, "kd": 2 / 3, "no_kd": 0, "shaky": 0.19 / 0.15, "broken": None})
     assert board.rows[1].costs["train_seconds"] == 2.5
     assert board.notes == []
+
+
+def test_two_seeds_that_agree_rank_nobody_above_another(tmp_path: Path) -> None:
+    scores = {"kd": [0.90, 0.90], "rkd": [0.91, 0.91]}
+    put(tmp_path / "counted", grid(scores, cost={"test_examples": 100.0}))  # type: ignore[arg-type]
+    (board,) = load(tmp_path / "counted")
+    assert board.resolution == pytest.approx(0.01)
+    assert [row.rank for row in board.rows] == [1, 1]
+    put(tmp_path / "uncounted", grid(scores))  # type: ignore[arg-type]
+    (board,) = load(tmp_path / "uncounted")
+    assert board.resolution == 0
+    assert [row.rank for row in board.rows] == [None, None]
+    assert load(tmp_path / "counted", metric="nll")[0].resolution == 0, "the examples are those of the headline metric"
 
 
 def test_ceiling_with_other_seeds(tmp_path: Path) -> None:
@@ -110,6 +125,60 @@ def test_older_versions_of_a_method_are_left_out_and_counted(tmp_path: Path) -> 
     assert board.rows[0].score is not None
     assert board.rows[0].score.mean == pytest.approx(0.9)
     assert "3 results of earlier versions" in board.notes[-1]
+
+
+REASON = "exact match: teacher 0.300, student without distillation 0.290: a gap of 0.010, less than 0.15"
+
+
+def test_a_refused_board_shows_the_reasons_and_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, grid({"kd": [0.5, 0.6], "no_kd": [0.4, 0.5]}, gate=[REASON, "second\x1b[2J"]))
+    put(tmp_path, make_outcome(make_job("kd", 2), status="failed", minutes=99))
+    put(tmp_path, grid({"kd": [0.5, 0.6]}, spec=make_spec(scale="quick")))
+    open_board, refused = load(tmp_path)
+    assert open_board.refused == []
+    assert refused.refused == [REASON, "second\x1b[2J"]
+
+    text = render.boards_markdown([refused, open_board])
+    shown, rest = text.split("vision/toy@quick")
+    assert f"- {REASON}\n- second\\x1b[2J\n" in shown
+    assert render.header(refused) in shown
+    assert "|" not in shown
+    assert "| kd |" in rest
+
+    leaderboard(results=tmp_path)
+    printed = capsys.readouterr().out
+    before, after = printed.split("vision/toy@cpu")
+    assert REASON in after
+    assert "no_kd" in before, "the open board has its table and its floor"
+    assert "no_kd" not in after
+
+    leaderboard(results=tmp_path, format="json")
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["scale"], row["label"], row["refused"]) for row in rows] == [
+        ("quick", "kd", []), ("cpu", None, [REASON, "second\x1b[2J"]),
+    ]  # fmt: skip
+    assert rows[0].keys() == rows[1].keys()
+    assert rows[1]["mean"] is None
+
+    assert len(frame.results(tmp_path)) == 7, "the rows themselves stay open to programs"
+    (item,) = comparison.compare(tmp_path, "kd", "no_kd")
+    assert any(REASON in note for note in item.notes)
+
+
+def test_the_newest_success_decides_whether_a_board_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, make_outcome(make_job("kd", 0), 0.5, gate=[REASON], minutes=1))
+    assert load(tmp_path)[0].refused == [REASON]
+    put(tmp_path, make_outcome(make_job("no_kd", 0), 0.4, minutes=60))
+    assert load(tmp_path)[0].refused == []
+
+
+def test_refused_boards_can_be_written_as_parquet(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    put(tmp_path, grid({"kd": [0.5, 0.6]}, gate=[REASON]))
+    put(tmp_path, grid({"kd": [0.5, 0.6]}, spec=make_spec(scale="quick")))
+    leaderboard(results=tmp_path, output=tmp_path / "b.parquet")
+    assert parquet.read_table(tmp_path / "b.parquet")["refused"].to_pylist() == [[], [REASON]]
 
 
 def test_suites_share_jobs(tmp_path: Path) -> None:

@@ -74,6 +74,36 @@ def test_constant_differences() -> None:
     assert s.paired_difference(a + 1, a).p == 0.0
     rounded = np.array([0.1 + 0.2, 0.1 + 0.2])
     assert s.paired_difference(rounded, np.array([0.3, 0.3])).p == 1.0
+    assert s.paired_difference(a[:2] + 1, a[:2]).p is None, "two seeds that agree are no test"
+
+
+def test_seeds_that_agree_are_no_more_certain_than_a_test_example() -> None:
+    one, other = np.full(3, 0.90), np.full(3, 0.91)
+    close = s.paired_difference(other, one, resolution=0.01)
+    assert close.p is not None
+    assert close.p > 0.05
+    assert close.low is not None
+    assert close.low < 0 < close.mean == pytest.approx(0.01)
+    assert s.ranks(np.stack([one, other]), np.array([True, True]), "max", 0.01) == [1, 1]
+    assert s.ranks(np.stack([one, other]), np.array([True, True]), "max", 0.001) == [2, 1]
+    assert s.ranks(np.stack([one, other])[:, :2], np.array([True, True]), "max") == [None, None]
+    assert s.separates(other, one, "max", 0.001)
+    assert not s.separates(other, one, "max", 0.01)
+    # a spread that is seen counts as it is
+    noisy = np.array([0.80, 0.95, 0.85])
+    assert s.paired_difference(noisy, one, 1e-3) == s.paired_difference(noisy, one)
+
+
+def test_gap_closed_of_constant_scores_has_an_interval() -> None:
+    floor, method, ceiling = np.full(3, 0.5), np.full(3, 0.6), np.full(3, 0.9)
+    gap = s.gap_closed(method, floor, ceiling, "max", resolution=0.01)
+    assert gap is not None
+    assert gap.mean == pytest.approx(0.25)
+    assert gap.half == pytest.approx(s.t_quantile(3) * 0.01 / 0.4 / math.sqrt(3))
+    for reference, value in ((floor, 0.0), (ceiling, 1.0)):  # by definition, not by measurement
+        exact = s.gap_closed(reference, floor, ceiling, "max", resolution=0.01)
+        assert exact is not None
+        assert (exact.mean, exact.half) == (value, 0.0)
 
 
 def test_holm_by_hand() -> None:

@@ -19,6 +19,8 @@ class ToySpec(TaskSpec):
     examples: int = 64
     features: int = 4
     teacher: ToyTeacher | None = None
+    refuses: tuple[str, ...] = ()
+    """Why it refuses a board."""
 
     def teacher_key(self) -> str | None:
         if self.teacher is None:

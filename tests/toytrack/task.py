@@ -78,6 +78,10 @@ class ToyTask(Task):
         examples = {"mse": (error**2).flatten().numpy()}
         return Scores({"mse": float((error**2).mean()), "mae": float(error.abs().mean())}, examples)
 
+    def board_problems(self):
+        self.require_evaluation()
+        return list(self.spec.refuses)
+
     def check(self, model):
         self.require(model, nn.Module)
 

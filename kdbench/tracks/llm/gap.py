@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kdbench.tracks.llm.spec import Gate
 
@@ -21,15 +21,6 @@ if TYPE_CHECKING:
 def measured(task: LLMTask) -> dict[str, float]:
     """``teacher_<metric>`` and ``student_<metric>`` on the validation data, for every metric that validation gives."""
     spec = task.spec
-    key: dict[str, Any] = {
-        "track": "llm",
-        "teacher": spec.teacher_identity(),
-        "student": spec.student_identity(),
-        "val": getattr(spec.data, "val", None),
-        "recipe": spec.recipe.model_dump(mode="json"),
-        "limits": spec.limits,
-        "max_new": spec.evaluation.max_new,
-    }
 
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -42,7 +33,7 @@ def measured(task: LLMTask) -> dict[str, float]:
             values |= {f"student_{name}": value for name, value in probe.validate(student).items()}
         (folder / "gap.json").write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
 
-    values: dict[str, float] = json.loads((task.cache.get("gap", key, make) / "gap.json").read_text())
+    values: dict[str, float] = json.loads((task.cache.get("gap", spec.gap_key(), make) / "gap.json").read_text())
     return values
 
 

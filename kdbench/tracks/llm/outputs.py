@@ -15,13 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdbench.tracks.llm.data.encoding import TextBatch
-from kdbench.tracks.llm.spec import Net, SmolLM2
+from kdbench.tracks.llm.spec import OUTPUT_SPLITS, Net
 
 if TYPE_CHECKING:
     from kdbench.tracks.llm.task import LLMTask
 
-FIXED = ("train", "val")
-"""Splits whose outputs are kept."""
 LEAST = -100.0
 """Stored log-probability where the other tokens have none left."""
 TEACHER_BATCH = 8
@@ -75,6 +73,9 @@ class OutputCache:
 
     def key(self, split: str) -> dict[str, Any]:
         """What the entry of a split is found by."""
+        known = self.task.spec.outputs_key(split)
+        if known is not None:
+            return known
         return {
             "track": "llm",
             "weights": self._weights(),
@@ -84,12 +85,7 @@ class OutputCache:
         }
 
     def _weights(self) -> str:
-        teacher = self.task.spec.teacher
-        if isinstance(teacher, SmolLM2):  # known without loading half a gigabyte
-            from kdbench.tracks.llm.smollm import converted
-
-            return stored_digest(converted(self.task.cache))
-        if isinstance(teacher, Net):
+        if isinstance(self.task.spec.teacher, Net):
             return stored_digest(self.task.teacher_folder())
         return weights_digest(self.task.teacher())
 
@@ -122,7 +118,7 @@ class OutputCache:
 
         Rows with an index come from the cache, the others through the teacher.
         """
-        known = (batch.index >= 0) & torch.tensor(batch.split in FIXED)
+        known = (batch.index >= 0) & torch.tensor(batch.split in OUTPUT_SPLITS)
         live = ~known
         row, position = batch.scored.nonzero(as_tuple=True)
         k = min(self.k, self.task.teacher_vocabulary - 1)

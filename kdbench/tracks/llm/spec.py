@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from kdbench.errors import Problem
 from kdbench.spec import SpecModel, TaskSpec, digest
+from kdbench.tracks.llm import smollm
 
 CPYTHON = "3.11.7"
 """Python release that the text corpus was taken from (its digest is pinned by the tasks)."""
@@ -189,6 +190,18 @@ Data = Annotated[
     Field(discriminator="kind"),
 ]
 
+DATA_FORMAT = 1
+"""Bumped when the encoding of the same data changes."""
+OUTPUT_SPLITS = ("train", "val")
+"""Splits on which a teacher's outputs are kept."""
+
+
+def split_fields(data: Data, split: str) -> dict[str, Any]:
+    """The fields of ``data`` that decide the rows of one split: all but the sizes of the others."""
+    others = {"val", "test", "ood", "train"} - {split}
+    return {field: value for field, value in data.model_dump(mode="json").items() if field not in others}
+
+
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
@@ -330,9 +343,51 @@ class LLMSpec(TaskSpec):
         return digest(self.teacher_identity())
 
     def teacher_needs(self) -> list[tuple[str, Any, str]]:
-        """The cache entry of a teacher that is trained here; pretrained ones are loaded, not made."""
-        trained = isinstance(self.teacher, Net)
-        return [("teacher", self.teacher_identity(), f"teacher of {self.name}")] if trained else []
+        """What ``prepare`` makes: trained networks, the converted SmolLM2 and its outputs, and the capacity gap.
+
+        Models of the hub are loaded, not made; what depends on their weights is not known before.
+        """
+        needs: list[tuple[str, Any, str]] = []
+        if isinstance(self.teacher, Net):
+            needs.append(("teacher", self.teacher_identity(), f"teacher of {self.name}"))
+        elif isinstance(self.teacher, SmolLM2):
+            key = smollm.key()
+            if key is None:  # said by problems()
+                return []
+            needs.append(("model", key, "conversion of SmolLM2-135M-Instruct"))
+            if self.outputs is not None:
+                title = f"top-{self.outputs.k} outputs of SmolLM2-135M-Instruct on the {{}} data of {self.name}"
+                needs += [("outputs", self.outputs_key(split), title.format(split)) for split in OUTPUT_SPLITS]
+        if isinstance(self.student, Net) and self.student.stages:
+            needs.append(("teacher", self.student_identity(), f"initial student of {self.name}"))
+        if self.gate is not None and not isinstance(self.teacher, Hub):
+            needs.append(("gap", self.gap_key(), f"capacity gap of {self.name}"))
+        return needs
+
+    def outputs_key(self, split: str) -> dict[str, Any] | None:
+        """What the kept outputs of SmolLM2 on a split are found by, known before it is converted; else None."""
+        if self.outputs is None or not isinstance(self.teacher, SmolLM2):
+            return None
+        return {
+            "track": "llm",
+            "teacher": smollm.key(),
+            "data": split_fields(self.data, split),
+            "split": split,
+            "format": DATA_FORMAT,
+            **self.outputs.model_dump(mode="json"),
+        }
+
+    def gap_key(self) -> dict[str, Any]:
+        """What the measured capacity gap is found by."""
+        return {
+            "track": "llm",
+            "teacher": self.teacher_identity(),
+            "student": self.student_identity(),
+            "val": getattr(self.data, "val", None),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "limits": self.limits,
+            "max_new": self.evaluation.max_new,
+        }
 
     def teacher_identity(self) -> dict[str, Any]:
         """Everything that decides the teacher's weights."""

@@ -23,7 +23,7 @@ from kdbench.tracks.llm.data.instruct import Item
 from kdbench.tracks.llm.data.prepared import Prepared, Split
 from kdbench.tracks.llm.evaluate import class_logits, class_metrics, exact_matches, forced, respond
 from kdbench.tracks.llm.generation import Prompts, as_batch, generate
-from kdbench.tracks.llm.spec import Hub, LLMSpec, Net, SmolLM2
+from kdbench.tracks.llm.spec import OUTPUT_SPLITS, Hub, LLMSpec, Net, SmolLM2
 from kdbench.tracks.llm.tokenizers import pad_id, start_id
 
 
@@ -281,7 +281,7 @@ class LLMTask(Task):
         if isinstance(self.spec.student, Net) and self.spec.student.stages:
             self._trained(self.spec.student, self.spec.student_identity())
         if self.spec.outputs is not None:
-            for name in ("train", "val"):
+            for name in OUTPUT_SPLITS:
                 self._outputs.get(name)
         if self.spec.gate is not None:
             self.gap()

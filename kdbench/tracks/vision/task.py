@@ -202,11 +202,9 @@ class VisionTask(Task):
             self._teacher_spec(which)
             return super().teacher(trainable=trainable)
         if trainable:
-            return self.load_teacher(which).to(self.device).requires_grad_(True).train()
+            return self.place(self.load_teacher(which)).requires_grad_(True).train()
         if which not in self._others:
-            model = self.load_teacher(which).to(self.device).requires_grad_(False).eval()
-            model.register_forward_pre_hook(self._count_query, with_kwargs=True)
-            self._others[which] = model
+            self._others[which] = self.share(self.load_teacher(which))
         return self._others[which]
 
     # --- teacher outputs ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ BASELINE = Baseline(
     slug="dml",
     title="Deep Mutual Learning",
     track="vision",
-    tasks=["*"],
+    tasks=["classify", "ensemble", "hetero", "selfdistill", "longtail", "noisy", "mismatch", "multidomain", "related"],
     tags=["online", "divergence"],
     reference="Zhang, Xiang, Hospedales, Lu; CVPR 2018, arXiv 1706.00384",
 )

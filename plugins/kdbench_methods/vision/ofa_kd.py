@@ -32,7 +32,7 @@ PAPER = Paper(
     url="https://github.com/Hao840/OFAKD",
     track="vision",
     source="code",
-    tasks=["*"],
+    tasks=["classify", "ensemble", "hetero", "longtail", "noisy", "mismatch", "multidomain", "webly"],
     requires=["logits"],
     tags=["logits", "heterogeneous", "exit-branches"],
     claims=[
@@ -86,7 +86,7 @@ def make_branches(task, student, stages):
     batch = next(iter(task.train_loader()))
     with torch.no_grad():
         mine = student.eval().taps(batch.x)
-        width = max(mine.penult.shape[1], task.teacher_taps(batch).penult.shape[1])
+        width = max(mine.penult.shape[1], task.teacher().head().in_features)
     total = len(mine.stages)
     unknown = [stage for stage in stages if not 1 <= stage <= total]
     if unknown:

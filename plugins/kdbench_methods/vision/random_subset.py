@@ -12,7 +12,7 @@ BASELINE = Baseline(
     slug="random_subset",
     title="Distillation on a random subset",
     track="vision",
-    tasks=["*"],
+    tasks=["classify", "ensemble", "hetero", "longtail", "noisy", "mismatch", "multidomain", "webly"],
     requires=["logits"],
     tags=["data-selection"],
 )

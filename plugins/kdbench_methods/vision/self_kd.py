@@ -13,7 +13,7 @@ BASELINE = Baseline(
     slug="self_kd",
     title="Self-distillation: a teacher of the student's architecture",
     track="vision",
-    tasks=["*"],
+    tasks=["classify", "ensemble", "hetero", "selfdistill", "longtail", "noisy", "mismatch", "multidomain", "related"],
     tags=["logits", "self-distillation"],
     reference="Furlanello, Lipton, Tschannen, Itti, Anandkumar; ICML 2018, arXiv 1805.04770",
 )

@@ -24,6 +24,7 @@ from kdbench.tracks.llm.data.cpython import Document, rank
 from kdbench.tracks.llm.data.encoding import Chunk, Sequences, chunk_documents, encode_classes, encode_pairs
 from kdbench.tracks.llm.data.instruct import Item
 from kdbench.tracks.llm.spec import (
+    DATA_FORMAT,
     DocstringsData,
     HubInstructData,
     HubTextData,
@@ -31,11 +32,10 @@ from kdbench.tracks.llm.spec import (
     LLMSpec,
     ReviewsData,
     TextData,
+    split_fields,
 )
 
 Row = Item | Chunk | Example
-FORMAT = 1
-"""Bumped when the encoding of the same data changes."""
 
 
 @dataclass
@@ -148,14 +148,12 @@ class Prepared:
     # --- making ---------------------------------------------------------------------------------------------------
 
     def _key(self, name: str) -> Any:
-        data = self.data.model_dump(mode="json")
-        others = {"val", "test", "ood", "train"} - {name}
-        kept = {field: value for field, value in data.items() if field not in others}
+        kept = split_fields(self.data, name)
         if isinstance(self.data, HubTextData | HubInstructData):
             from kdbench.tracks.llm.hf import data_digest
 
             kept["content"] = data_digest(self.data, name)
-        return {"data": kept, "split": name, "tokenizer": tokenizer_digest(self.tokenizer), "format": FORMAT}
+        return {"data": kept, "split": name, "tokenizer": tokenizer_digest(self.tokenizer), "format": DATA_FORMAT}
 
     def _open(self, name: str) -> Split:
         def make(folder: Path) -> None:
