@@ -26,7 +26,7 @@ def utcnow() -> datetime:
 class Resources(BaseModel):
     """What one job occupies while it runs; never part of its identity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     cpus: float = Field(1, gt=0, le=1024)
     """CPU cores that the scheduler sets aside; a CPU job computes with one thread whatever this says."""
@@ -39,7 +39,7 @@ class Resources(BaseModel):
 class Job(BaseModel):
     """One cell of a suite: a method with parameters on a task with a seed and a budget."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str
     """``track/slug``."""
@@ -114,7 +114,7 @@ class Failure(BaseModel):
 class Outcome(BaseModel):
     """What a job left; ``outcome.json`` in its folder of the spool is the truth that every store is filled from."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
     schema_version: int = OUTCOME_SCHEMA
     id: str

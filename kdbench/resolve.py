@@ -9,6 +9,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from kdbench import yamlio
+from kdbench.discovery.params import no_parameter
 from kdbench.errors import Problem, UsageError, did_you_mean
 from kdbench.spec import TaskSpec, canonical_json, digest
 from kdbench.suite import MethodChoice, Suite, TaskChoice
@@ -195,9 +196,7 @@ class Resolver:
         for name, values in choice.grid.items():
             at = (*loc, "grid", name)
             if name not in defaults:
-                hint = did_you_mean(name, list(defaults), label="parameters")
-                place = document.place(at, key=True)
-                self.problems.append(Problem(place, f"{method.key} has no parameter '{name}'", hint))
+                self.problems.append(no_parameter(method, name, document.place(at, key=True)))
                 continue
             checked = [
                 self._canonical(method, document.at((*at, position)).under(name)) for position in range(len(values))

@@ -41,7 +41,7 @@ class SuiteModel(BaseModel):
     """Base of the parts of a suite: no unknown keys, no guessing (``"3"`` is no number, ``true`` neither)."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid", frozen=True, strict=True, protected_namespaces=()
     )
 
 

@@ -7,7 +7,10 @@ words that look misspelt.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from itertools import pairwise
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -110,11 +113,14 @@ def problems_of(
     """
     grouped: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     loose: list[tuple[tuple[str | int, ...], Problem]] = []
-    for details in error.errors(include_url=False):
+    everything = error.errors(include_url=False)
+    unknown = {tuple(details["loc"]) for details in everything if details["type"] == "extra_forbidden"}
+    for details in everything:
         loc, rest = _locate(document.data, (*prefix, *details["loc"]))
         kind = details["type"]
         if kind == "missing":
-            loose.append((loc, _missing(details, document, loc, model, prefix)))
+            if not _misspelt(loc, str(details["loc"][-1]), unknown):
+                loose.append((loc, _missing(details, document, loc, model, prefix)))
         elif kind == "extra_forbidden":
             loose.append((loc, _extra(details, document, loc, model, prefix)))
         else:
@@ -136,6 +142,12 @@ def _locate(data: Any, loc: Sequence[str | int]) -> tuple[tuple[str | int, ...],
         else:
             rest.append(part)
     return tuple(known), tuple(rest)
+
+
+def _misspelt(loc: Sequence[str | int], key: str, unknown: Collection[tuple[str | int, ...]]) -> bool:
+    """Whether a key of one mapping is missing because it stands there misspelt: then one problem says it all."""
+    beside = [str(other[-1]) for other in unknown if other[:-1] == tuple(loc)]
+    return bool(get_close_matches(key, beside, n=1, cutoff=0.6))
 
 
 def _missing(
@@ -288,10 +300,37 @@ def _description(model: Any, loc: Sequence[str | int]) -> str:
     owner, _ = _field(model, loc[:-1])
     for branch, _ in _branches(owner):
         if _is_model(branch):
-            info = branch.model_fields.get(str(loc[-1]))
-            if info is not None and info.description:
-                return str(info.description).strip().splitlines()[0].rstrip(".")
+            text = _docstrings(branch).get(str(loc[-1]), "")
+            if text:
+                return text.strip().splitlines()[0].rstrip(".").replace("``", "'")
     return ""
+
+
+@cache
+def _docstrings(model: type) -> dict[str, str]:
+    """The texts below a model's fields, by field; empty for a model without source.
+
+    pydantic would read them for every model that is defined, which takes more time than all the rest of a command.
+    """
+    import ast  # these three only for a message: every command reads YAML
+    import inspect
+    import textwrap
+
+    found: dict[str, str] = {}
+    for owner in reversed(model.__mro__):
+        if not _is_model(owner):
+            continue
+        try:
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        except (OSError, TypeError):
+            continue
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in pairwise(definition.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+                value = text.value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    found[field.target.id] = value.value
+    return found
 
 
 def _literals(annotation: Any) -> list[Any]:

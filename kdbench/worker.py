@@ -33,6 +33,7 @@ from kdbench import provenance as origin
 from kdbench.cache import Cache, file_digest
 from kdbench.errors import ContractError, Diverged, JobError
 from kdbench.job import Failure, Job, Outcome, Status, utcnow
+from kdbench.quantities import show_bytes
 from kdbench.registry import Registry, discover, load_method, method_manager, params_class
 from kdbench.spec import TaskSpec
 from kdbench.store import spool
@@ -299,7 +300,7 @@ def _require_finite(model: Any) -> None:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise Diverged(f"{name} of the trained {type(model).__name__} has weights that are NaN or infinite")
+            raise Diverged(f"values in {name} of the trained {type(model).__name__} are NaN or infinite")
 
 
 def _cpu_seconds() -> float:
@@ -348,6 +349,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _failure(error: BaseException, job: Job) -> Failure:
     if isinstance(error, SystemExit):
         message = f"the method called sys.exit({error.code!r})"
+    elif isinstance(error, MemoryError) and not str(error):
+        limit = job.resources.memory
+        message = "no memory was left" + (f" of the {show_bytes(limit)} that the suite allows a job" if limit else "")
     else:
         message = str(error) or f"{type(error).__name__} without a message"
     return Failure(

@@ -282,7 +282,8 @@ def canonical(method: Method, params: Mapping[str, Any] | Document) -> dict[str,
     document = params if isinstance(params, Document) else Document.of(dict(params), f"params of {method.key}")
     model = model_of(method)
     given = {field.name: field.default for field in method.fields}
-    given.update(document.data)
+    unknown = [no_parameter(method, name, document.place((name,), key=True)) for name in document.data.keys() - given]
+    given.update((name, value) for name, value in document.data.items() if name in given)
     try:
         text = json.dumps(given)
     except (TypeError, ValueError, RecursionError) as error:
@@ -290,6 +291,15 @@ def canonical(method: Method, params: Mapping[str, Any] | Document) -> dict[str,
         raise UsageError(message, place=document.place(())) from error
     try:
         # JSON mode: lists are tuples, but texts are no numbers and truth values neither
-        return model.model_validate_json(text, strict=True).model_dump(mode="json")
+        values = model.model_validate_json(text, strict=True).model_dump(mode="json")
     except ValidationError as error:
-        raise UsageError(problems_of(error, document, model=model)) from error
+        raise UsageError(sorted([*unknown, *problems_of(error, document, model=model)])) from error
+    if unknown:
+        raise UsageError(sorted(unknown))
+    return values
+
+
+def no_parameter(method: Method, name: str, place: str) -> Problem:
+    """What is wrong with the name of a parameter that a method does not have."""
+    hint = did_you_mean(name, [field.name for field in method.fields], label="parameters")
+    return Problem(place, f"{method.key} has no parameter {name!r}", hint if method.fields else "it has none at all")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from kdbench.hookspecs import hookimpl
 from kdbench.job import Job, Outcome, Run
-from kdbench.quantities import show_duration
+from kdbench.quantities import plain, show_duration
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -147,8 +147,8 @@ class Console:
     @staticmethod
     def _result(job: Job, outcome: Outcome) -> str:
         if outcome.error is not None:
-            reason = " ".join(outcome.error.message.split())
-            kind = "" if outcome.error.type in (outcome.status, "teacher") else f"{outcome.error.type}: "
+            reason = plain(" ".join(outcome.error.message.split()))
+            kind = "" if outcome.error.type in (outcome.status, "teacher") else f"{plain(outcome.error.type)}: "
             return f"{kind}{reason[:300]}  (kdbench logs {outcome.id})"
         name = job.spec["headline"]["name"]
         value = "" if outcome.headline is None else f"{name} {outcome.headline:.4g}, "

@@ -176,6 +176,7 @@ def fit(
     prefix = f"{tag}/" if tag else ""
     every = max(1, steps // POINTS)
     watch = task.device.type == "cpu"  # reading a value costs a synchronisation on other devices
+    counted = min(2, steps)  # the first step may make what all later ones share, such as cached teacher outputs
     meter, batches, last = _Meter(), cycle(loader), math.nan
 
     for network in (model, *modules):
@@ -183,7 +184,7 @@ def fit(
     started = time.perf_counter()
     for step in range(1, steps + 1):
         micro_batches = [next(batches) for _ in range(recipe.accumulate)]  # not counted: a loader may generate its data
-        with FlopCounterMode(display=False) if step == 1 else nullcontext() as flops:
+        with FlopCounterMode(display=False) if step == counted else nullcontext() as flops:
             for batch in micro_batches:
                 with torch.autocast(task.device.type, dtype, enabled=dtype is not None):
                     total, parts = _named(loss(model, batch))

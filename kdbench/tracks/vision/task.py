@@ -44,7 +44,7 @@ class VisionTask(Task):
         self._dataset: data.Dataset | None = None
         self._splits: dict[str, Split] = {}
         self._others: dict[str, nn.Module] = {}
-        self._weights: dict[str, str] = {}
+        self._sources: dict[str, tuple[Classifier, str]] = {}
         self._tables: dict[str, Tensor] = {}
         self._counting: teachers.CountingTeacher | None = None
         self._metering = True
@@ -211,17 +211,12 @@ class VisionTask(Task):
 
     def _outputs(self, split: str, which: str = "default") -> Tensor:
         """(N, C) logits of a teacher on a stored split, computed once for all jobs; not metered."""
-        model = None
-        if which not in self._weights:
-            model = self.load_teacher(which)
-            self._weights[which] = teachers.weights_digest(model)
-
-        def images() -> Tensor:
-            return self.split(split).x
-
-        loaded = model if model is not None else self.load_teacher(which)
+        if which not in self._sources:
+            loaded = self.load_teacher(which).to(self.device)
+            self._sources[which] = (loaded, teachers.weights_digest(loaded))
+        model, weights = self._sources[which]
         content = self.dataset.digests[split]
-        made = teachers.outputs(loaded.to(self.device), self._weights[which], content, split, images, self.cache)
+        made = teachers.outputs(model, weights, content, split, lambda: self.split(split).x, self.cache)
         return made.to(self.device)
 
     def _table(self, which: str) -> Tensor:

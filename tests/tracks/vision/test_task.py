@@ -227,6 +227,19 @@ def test_shared_teacher_is_frozen_and_counted(make_task: Make) -> None:
         make_task("selfdistill").teacher()
 
 
+@pytest.mark.parametrize("which", ["default", "medium"])
+def test_a_change_of_any_shared_teacher_is_noticed(which: str, make_task: Make) -> None:
+    task = make_task("shapetex-large-teacher")
+    first = {name: task.teacher(name) for name in ("default", "medium")}
+    task.teacher("medium", trainable=True).head().weight.data.zero_()  # a private copy is free to change
+    for name, network in first.items():
+        network(task.split("val").x[:5])
+    assert task.changed_teachers() == []
+    with torch.no_grad():
+        first[which].head().bias.add_(1)
+    assert task.changed_teachers() == ["fc.bias"]
+
+
 def test_cached_and_live_outputs_give_the_same_loss(make_task: Make) -> None:
     task = make_task("shapetex")
     student = task.student().eval()
