@@ -86,3 +86,9 @@ def did_you_mean(word: str, known: Sequence[str], *, label: str = "known") -> st
         return f"nothing is {label}"
     tail = f", ... ({len(shown)} in all)" if len(shown) > 12 else ""
     return f"{label}: " + ", ".join(shown[:12]) + tail
+
+
+def plain(value: object) -> str:
+    """Text without control characters: what a terminal could take for a command is shown as an escape."""
+    text = str(value)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench import yamlio
 from kdbench.discovery.params import no_parameter
 from kdbench.errors import Problem, UsageError, did_you_mean
 from kdbench.spec import TaskSpec, canonical_json, digest
-from kdbench.suite import MethodChoice, Suite, TaskChoice
+from kdbench.suite import MethodChoice, Suite, SuiteError, TaskChoice, in_order, load_suite, resolve_suite, suite_of
 from kdbench.yamlio import Document
 
 if TYPE_CHECKING:
@@ -59,6 +60,24 @@ class PlannedMethod:
     method: Method
     params: dict[str, Any]
     label: str
+
+
+def open_suite(suite: str | Path | Mapping[str, Any], registry: Registry) -> Suite:
+    """A suite given by path, by name or as data.
+
+    Raises ``UsageError`` with every problem; where the form of some entries is wrong, the names and parameters of
+    all others are looked at too.
+    """
+    try:
+        if isinstance(suite, Mapping):
+            return suite_of(suite)
+        return load_suite(resolve_suite(suite, registry))
+    except SuiteError as error:
+        if error.rest is None:
+            raise
+        resolver = Resolver(error.rest, registry)
+        resolver.cells(resolver.tasks(), seeds=1)
+        raise UsageError(in_order([*error.problems, *resolver.problems])) from error
 
 
 class Resolver:
@@ -149,7 +168,7 @@ class Resolver:
             if name in known and self.registry.supports(known[name], task.spec):
                 fitting.append((task, known[name]))
         if choice.tasks is None:
-            if wanted and not fitting and len(wanted) == len(self.suite.tasks):
+            if wanted and not fitting and self._complete(wanted):
                 message = f"the method '{choice.method}' supports no task of this suite"
                 self.problems.append(Problem(self.suite.place(*loc), message, self._supported(choice.method)))
             return fitting
@@ -167,11 +186,15 @@ class Resolver:
         for position, name in enumerate(choice.tasks):
             matching = [task for task in tasks if name in _names(task)]
             chosen += [task for task in matching if task not in chosen]
-            if not matching and len(tasks) == len(self.suite.tasks):  # else the task itself is the problem
+            if not matching and self._complete(tasks):  # else the task itself is the problem
                 place = self.suite.place("methods", index, "tasks", position)
                 hint = did_you_mean(name, [task.spec.name for task in tasks], label="tasks of this suite")
                 self.problems.append(Problem(place, f"the suite has no task '{name}'", hint))
         return chosen
+
+    def _complete(self, tasks: list[PlannedTask]) -> bool:
+        """Whether these are all tasks of the suite, so that what fits none of them is wrong."""
+        return self.suite.whole and len(tasks) == len(self.suite.tasks)
 
     def _asked(self, index: int, choice: MethodChoice, task: PlannedTask) -> str:
         names = _names(task)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,9 +41,7 @@ Text = Annotated[str, Field(min_length=1, max_length=200)]
 class SuiteModel(BaseModel):
     """Base of the parts of a suite: no unknown keys, no guessing (``"3"`` is no number, ``true`` neither)."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, protected_namespaces=()
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 class TaskChoice(SuiteModel):
@@ -195,6 +194,12 @@ class Suite(SuiteModel):
     """Artifacts of each job to keep: ``model``."""
 
     _document: Document = PrivateAttr()
+    _whole: bool = PrivateAttr(default=True)
+
+    @property
+    def whole(self) -> bool:
+        """False for what is left of a suite whose other entries are wrong (:attr:`SuiteError.rest`)."""
+        return self._whole
 
     @property
     def document(self) -> Document:
@@ -216,8 +221,17 @@ class Suite(SuiteModel):
         return f"sqlite:///{(results / 'mlflow.db').absolute()}" if self.tracking.mlflow else None
 
 
+class SuiteError(UsageError):
+    """A suite of the wrong form."""
+
+    def __init__(self, problems: list[Problem], rest: Suite | None) -> None:
+        super().__init__(problems)
+        self.rest = rest
+        """The suite without its wrong entries, in which names may still be wrong; None where too little is left."""
+
+
 def load_suite(path: Path) -> Suite:
-    """Read, extend and validate a suite. Raises ``UsageError`` with every problem of the files."""
+    """Read, extend and validate a suite. Raises ``UsageError`` with every problem of the files' form."""
     return _validated(_Extender().load(path))
 
 
@@ -377,19 +391,50 @@ def _settled(document: Document) -> Document:
 
 def _validated(document: Document) -> Suite:
     problems: list[Problem] = []
+    rest: Suite | None = None
     try:
         suite = Suite.model_validate(document.data)
     except ValidationError as error:
         problems = yamlio.problems_of(error, document, model=Suite)
+        rest = _rest(document, error)
     places = {problem.place for problem in problems}
     problems += [odd for odd in _not_finite(document.data, (), document) if odd.place not in places]
     if problems:
-        raise UsageError(sorted(problems, key=lambda problem: _position(problem.place)))
+        raise SuiteError(in_order(problems), rest)
     if "name" not in document.data:
         stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", document.path.stem).lstrip("_.-")
         suite = suite.model_copy(update={"name": stem or "suite"})
     suite._document = document
     return suite
+
+
+def _rest(document: Document, error: ValidationError) -> Suite | None:
+    """What is left of a suite without the keys, methods and tasks that are wrong."""
+    wrong = {tuple(details["loc"]) for details in error.errors(include_url=False)}
+    data, children = dict(document.data), dict(document.places.children)
+    for key in {loc[0] for loc in wrong if loc and loc[0] not in APPENDING}:
+        data.pop(key, None)
+    for key in APPENDING:
+        entries = document.at((key,))
+        if not isinstance(entries.data, list):
+            return None
+        bad = {loc[1] for loc in wrong if len(loc) > 1 and loc[0] == key}
+        kept = [entries.at((index,)) for index in range(len(entries.data)) if index not in bad]
+        data[key] = [entry.data for entry in kept]
+        places = entries.places
+        children[key] = yamlio.Places(places.value, places.key, {i: entry.places for i, entry in enumerate(kept)})
+    try:
+        rest = Suite.model_validate(data)
+    except ValidationError:
+        return None
+    rest._document = Document(data, document.path, replace(document.places, children=children))
+    rest._whole = False
+    return rest
+
+
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Problems by file, line and column, each once."""
+    return sorted(dict.fromkeys(problems), key=lambda problem: _position(problem.place))
 
 
 def _not_finite(value: Any, loc: Loc, document: Document) -> Iterator[Problem]:
@@ -413,8 +458,10 @@ __all__ = [
     "ExecutorChoice",
     "MethodChoice",
     "Suite",
+    "SuiteError",
     "TaskChoice",
     "Tracking",
+    "in_order",
     "load_suite",
     "parse_seeds",
     "resolve_suite",

@@ -10,8 +10,10 @@ import pytest
 import typer.main
 
 from kdbench.cli import make_app
+from kdbench.plan import make_plan
 from kdbench.registry import discover
-from kdbench.suite import load_suite
+from kdbench.suite import load_suite, suite_of
+from kdbench.worker import run_job
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -51,3 +53,11 @@ def test_the_example_is_found_without_being_executed():
     method = discover([EXAMPLE]).method("annealed_kd", "vision")
     assert method.source == "--plugin"
     assert {field.name for field in method.fields} == {"start", "end", "weight"}
+
+
+def test_the_example_runs_on_a_task_of_the_quickstart(tmp_path: Path):
+    registry = discover([EXAMPLE])
+    suite = suite_of({"tasks": ["vision/digits-fewlabel@smoke"], "methods": ["annealed_kd"], "seeds": 1})
+    (job,) = make_plan(suite, registry, tmp_path).jobs
+    outcome = run_job(job, tmp_path / "job", registry=registry)
+    assert outcome.status == "ok", outcome.error

@@ -5,7 +5,7 @@ EACL 2021; the schedule here is the simplest one, a straight line.
 """
 
 from kdbench import Baseline, Field, Params, hookimpl
-from kdbench.losses.logits import kd_kl
+from kdbench.losses.logits import cross_entropy, kd_kl
 
 CARD = Baseline(
     slug="annealed_kd",
@@ -27,8 +27,6 @@ class AnnealedParams(Params):
 
 @hookimpl
 def train(task, params):
-    from torch.nn.functional import cross_entropy
-
     student, total, done = task.student(), task.budget.steps(), 0
 
     def loss(model, batch):

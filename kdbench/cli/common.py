@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdbench.errors import Problem, UsageError
+from kdbench.errors import Problem, UsageError, plain
 
 if TYPE_CHECKING:
     from kdbench.registry import Registry
@@ -55,7 +55,7 @@ def shown(place: str) -> str:
 
 def complain(kind: str, problem: Problem) -> None:
     """One problem as one line on stderr: ``error: place: message (hint)``."""
-    line = str(Problem(shown(problem.place), " ".join(problem.message.split()), " ".join(problem.hint.split())))
+    line = plain(Problem(shown(problem.place), " ".join(problem.message.split()), " ".join(problem.hint.split())))
     typer.echo(f"{typer.style(f'{kind}:', fg='red' if kind == 'error' else 'yellow', bold=True)} {line}", err=True)
 
 

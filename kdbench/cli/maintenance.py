@@ -109,7 +109,7 @@ def cache_list(cache: Folder = None, as_json: Json = False) -> None:
 
 def _about(key: object) -> str:
     """What an entry is of, as far as its key says it in a few words."""
-    from kdbench.leaderboard.render import plain
+    from kdbench.errors import plain
 
     if isinstance(key, dict):
         words = [

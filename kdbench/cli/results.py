@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from kdbench.cli.common import DEFAULT_RESULTS, Json, Results, complain, print_json, table
+from kdbench.errors import plain
 
 if TYPE_CHECKING:
     from kdbench.errors import Problem
@@ -79,7 +80,7 @@ def print_boards(found: Iterable[Board]) -> None:
         columns, rows, right = render.board_table(board)
         table(columns, rows, title=render.header(board), right=right)
         for note in [render.gap_names(board), *board.notes]:
-            typer.echo(f"  {render.plain(note)}")
+            typer.echo(f"  {plain(note)}")
         typer.echo("")
     typer.echo(render.RULE)
 
@@ -114,10 +115,10 @@ def compare(
                 rows.append(
                     [board.title, board.metric, over, *scores, f"{value.mean * factor:+.4g}", interval, p, value.n]
                 )
-    table(columns, rows, title=f"A = {render.plain(a)}, B = {render.plain(b)}", right=columns[3:])
+    table(columns, rows, title=f"A = {plain(a)}, B = {plain(b)}", right=columns[3:])
     for item in found:
         for note in item.notes:
-            typer.echo(f"  {item.board.title}: {render.plain(note)}")
+            typer.echo(f"  {item.board.title}: {plain(note)}")
     typer.echo(
         "over seeds: paired t test on common seeds, speaks of new students; over examples: paired bootstrap "
         "(percentile interval), speaks of new test examples for these very students"
@@ -161,12 +162,12 @@ def sql(
 
     def show_table() -> None:
         right = [name for i, name in enumerate(columns) if all(isinstance(row[i], int | float) for row in rows)]
-        table(columns, [[_cell(cell, render.plain) for cell in row] for row in rows], right=right)
+        table(columns, [[_cell(cell) for cell in row] for row in rows], right=right)
 
     render.output(_format(format, output), columns, rows, right=(), path=output, show=print, table=show_table)
 
 
-def _cell(value: object, plain: Callable[[object], str]) -> object:
+def _cell(value: object) -> object:
     if value is None:
         return None
     return f"{value:.6g}" if isinstance(value, float) else plain(value)
@@ -174,7 +175,7 @@ def _cell(value: object, plain: Callable[[object], str]) -> object:
 
 def show(id: Id, as_json: Json = False, results: Results = DEFAULT_RESULTS) -> None:
     """Everything about one job: what it was, what it measured, what it cost, and why it failed."""
-    from kdbench.leaderboard.render import compact, plain
+    from kdbench.leaderboard.render import compact
     from kdbench.quantities import show_duration
     from kdbench.store import spool
 
@@ -206,7 +207,7 @@ def show(id: Id, as_json: Json = False, results: Results = DEFAULT_RESULTS) -> N
     for title, values in (("parameters", job.params), ("metrics", outcome.metrics), ("own metrics", outcome.extra)):
         if values:
             typer.echo("")
-            cells = [[plain(name), _cell(value, plain)] for name, value in values.items()]
+            cells = [[plain(name), _cell(value)] for name, value in values.items()]
             table([title, "value"], cells, right=["value"])
     if outcome.cost:
         typer.echo("")
@@ -227,7 +228,6 @@ def logs(
 ) -> None:
     """What a job wrote to its log."""
     from kdbench.errors import UsageError
-    from kdbench.leaderboard.render import plain
     from kdbench.store import spool
 
     path = spool.find_job(results, id) / spool.LOG

@@ -95,12 +95,13 @@ def _planned(
 ) -> tuple[Plan | None, list[Problem]]:
     """The plan and what would stop its jobs; with ``collect``, no plan and the problems of an unusable suite."""
     from kdbench.plan import make_plan
-    from kdbench.suite import load_suite, parse_seeds, resolve_suite
+    from kdbench.resolve import open_suite
+    from kdbench.suite import parse_seeds
 
     registry = open_registry(plugins)
     try:
         chosen = None if seeds is None else parse_seeds(seeds)
-        loaded = load_suite(resolve_suite(name, registry))
+        loaded = open_suite(name, registry)
         found = make_plan(loaded, registry, results, seeds=chosen, filter=filters)
     except UsageError as error:
         if not collect:

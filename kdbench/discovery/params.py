@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from kdbench.discovery.literals import Names, NotLiteral, Text, literal
 from kdbench.discovery.records import Flaw, Method, ParamField
-from kdbench.errors import UsageError, did_you_mean
+from kdbench.errors import Problem, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from kdbench.params import Params

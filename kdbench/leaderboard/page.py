@@ -14,10 +14,11 @@ import pluggy
 
 from kdbench.discovery.extensions import contributions
 from kdbench.discovery.records import Broken
+from kdbench.errors import plain
 from kdbench.hookspecs import hookimpl
 from kdbench.job import Outcome, Run
 from kdbench.leaderboard.boards import Selection, load_boards
-from kdbench.leaderboard.render import boards_markdown, plain
+from kdbench.leaderboard.render import boards_markdown
 from kdbench.store import duck
 
 log = logging.getLogger(__name__)

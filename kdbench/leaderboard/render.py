@@ -15,7 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from kdbench.errors import UsageError
+from kdbench.errors import UsageError, plain
 from kdbench.leaderboard.boards import Board, Row
 from kdbench.leaderboard.statistics import Estimate
 from kdbench.quantities import show_duration
@@ -27,12 +27,6 @@ Table = tuple[Sequence[str], Sequence[Sequence[object]], Sequence[str]]
 """Column names, rows of cells, and the names of the columns that are aligned to the right."""
 
 _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-def plain(value: object) -> str:
-    """Text without control characters: what a terminal could take for a command is shown as an escape."""
-    text = str(value)
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def compact(value: float | None) -> str:

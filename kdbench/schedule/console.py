@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
+from kdbench.errors import plain
 from kdbench.hookspecs import hookimpl
 from kdbench.job import Job, Outcome, Run
-from kdbench.quantities import plain, show_duration
+from kdbench.quantities import show_duration
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole

@@ -39,15 +39,6 @@ class Session:
     plugins: tuple[Path, ...]
 
 
-def open_suite(suite: str | Path | Mapping[str, Any], registry: Registry) -> Suite:
-    """A suite given by path, by name or as data. Raises ``UsageError`` with every problem."""
-    from kdbench.suite import load_suite, resolve_suite, suite_of
-
-    if isinstance(suite, Mapping):
-        return suite_of(suite)
-    return load_suite(resolve_suite(suite, registry))
-
-
 def plan_run(
     suite: str | Path | Mapping[str, Any],
     *,
@@ -71,6 +62,7 @@ def plan_run(
     """
     from kdbench.plan import make_plan
     from kdbench.registry import discover
+    from kdbench.resolve import open_suite
 
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise UsageError(f"workers is a number of jobs at once, at least 1, but is {workers!r}", place="--workers")

@@ -7,6 +7,7 @@ that is there, and so on. The last student spends the budget's steps, the earlie
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -99,6 +100,8 @@ class Round:
     """Samples that the strategy has chosen up to and including this round."""
     validation: dict[str, float]
     """Of the student trained after the queries."""
+    selection_seconds: float = 0.0
+    """Wall-clock time that the strategy took to choose."""
 
 
 @dataclass
@@ -145,14 +148,16 @@ def active_distillation(
     result: ActiveResult | None = None
     history: list[Round] = []
     for number in range(rounds + 1):
-        chosen = torch.empty(0, dtype=torch.int64)
+        chosen, seconds = torch.empty(0, dtype=torch.int64), 0.0
         if number:
             assert result is not None
             left = torch.ones(len(pool), dtype=torch.bool)
             left[taken] = False
             positions = left.nonzero().flatten()
             view = _view(task, result.student, (x, pool), taken, positions, ask, teacher_accuracy, number)
+            started = time.perf_counter()
             chosen = positions[strategy(view, min(batch, len(positions)))]
+            seconds = time.perf_counter() - started
             taken = torch.cat([taken, chosen])
         soft = ask(taken).cpu() if len(taken) else torch.empty(0, classes)
         transfer = TransferSet(
@@ -170,7 +175,7 @@ def active_distillation(
             spend="steps" if last else "aux_steps",
             tag="" if last else f"round{number}",
         )
-        history.append(Round(chosen.tolist(), len(taken), task.validate(student)))
+        history.append(Round(chosen.tolist(), len(taken), task.validate(student), seconds))
         if on_round is not None:
             on_round(number, student)
         result = ActiveResult(student, history)

@@ -113,6 +113,7 @@ def fit_generation(task, params, name, previous, alpha, *, final=False):
         tag="" if final else name,
         optimizer="adam",
         lr=params.lr,
+        weight_decay=0.0,  # the norms are penalised in the loss
     )
     return model.eval()
 

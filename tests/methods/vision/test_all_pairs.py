@@ -27,7 +27,7 @@ def pairs():
                 yield pytest.param(method.slug, name, marks=marks, id=f"{method.slug}-{name}")
 
 
-@pytest.mark.parametrize(("slug", "task"), pairs())
+@pytest.mark.parametrize(("slug", "task"), list(pairs()))
 def test_a_method_runs_where_its_card_says(smoke, slug, task):
     if TASKS[task].problems():
         pytest.skip(str(TASKS[task].problems()[0]))
@@ -36,7 +36,7 @@ def test_a_method_runs_where_its_card_says(smoke, slug, task):
 
 
 @pytest.mark.parametrize("role", ["floor", "ceiling"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", list(TASKS))
 def test_a_task_can_run_its_floor_and_its_ceiling(task, role):
     slug = getattr(TASKS[task], role)
     if slug:

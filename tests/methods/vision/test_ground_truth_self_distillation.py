@@ -1,5 +1,7 @@
 """Self-distillation with ground truth: losses, budget, and the exact part. The recursion is tested with the kernels."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,19 @@ def test_the_penalty_is_a_sum_of_unsquared_norms():
         model.weight.copy_(torch.tensor([[3.0, 4.0]]))
         model.bias.fill_(-2.0)
     assert method.norm_penalty(model).item() == pytest.approx(5 + 2)
+
+
+def test_nothing_but_the_penalty_pulls_at_the_weights():
+    # The task's recipe decays weights for cross-entropy; beside averaged squared errors that would dominate.
+    calls = []
+    task = SimpleNamespace(
+        student=lambda: torch.nn.Linear(2, 1),
+        budget=SimpleNamespace(steps=lambda: 3),
+        fit=lambda model, loss, **options: calls.append(options),
+    )
+    method.fit_generation(task, method.GroundTruthSelfDistillationParams(), "1", None, 1.0, final=True)
+    assert calls[0]["weight_decay"] == 0
+    assert (calls[0]["optimizer"], calls[0]["spend"], calls[0]["steps"]) == ("adam", "steps", 3)
 
 
 def test_toy_is_exact_and_labels_keep_the_fit_from_vanishing():

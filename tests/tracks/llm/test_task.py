@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError, TestDataError
 from kdbench.tracks.llm import models
 from kdbench.tracks.llm.data.encoding import IGNORED
@@ -200,6 +201,51 @@ def test_training_helps_and_the_gap_is_measured_once(make_task):
     assert values["teacher_perplexity"] < 0.9 * values["student_perplexity"]
     assert task.gap() == values
     assert task.budget.report() == {}, "the probe is no cost of the job"
+
+
+def test_a_teacher_that_is_no_better_refuses_a_board(make_task):
+    weak = {"stages": [{"objective": "lm", "steps": 1, "batch_size": 2, "lr": 1e-5}]}
+    task = make_task("text", limits={"steps": 3}, gate={"exact_match": None, "perplexity": 0.85}, teacher=weak)
+    with pytest.raises(TestDataError):
+        task.board_problems()
+    task.phase = "evaluate"
+    (reason,) = task.board_problems()
+    assert "perplexity: teacher" in reason
+    assert "more than 0.85" in reason
+    assert task.budget.report() == {}
+    easy = make_task("text", limits={"steps": 3}, gate={"exact_match": None, "perplexity": 100.0}, teacher=weak)
+    easy.phase = "evaluate"
+    assert easy.board_problems() == []
+
+
+@pytest.mark.parametrize("name", ["instruct", "text"])
+def test_all_that_prepare_makes_is_listed_before(make_task, tmp_path, name: str):
+    changes = {"limits": {"steps": 2}, "gate": {}, "outputs": {"k": 8}} if name == "text" else {"gate": {}}
+    task = make_task(name, cache=Cache(tmp_path / "cache"), **changes)
+    needs = task.spec.teacher_needs()
+    assert {kind for kind, _, _ in needs} == {"teacher", "gap"}
+    assert len(needs) == (3 if name == "instruct" else 2), "the initial student is one of them where it is trained"
+    assert not any(task.cache.find(kind, key) for kind, key, _ in needs)
+    task.prepare()
+    assert all(task.cache.find(kind, key) for kind, key, _ in needs)
+
+
+def test_unseen_families_are_scored_by_their_references(make_task):
+    task = make_task("instruct")
+    student = task.student()
+    task.phase = "evaluate"
+    metrics = task.score(student)
+    tokenizer, losses, hits = task.tokenizer, [], []
+    for item in task.split("ood").rows:
+        ids = [tokenizer.bos_token_id, *tokenizer(item.prompt, add_special_tokens=False)["input_ids"]]
+        answer = [*tokenizer(item.response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            log_q = student(input_ids=torch.tensor([ids + answer])).logits[0].log_softmax(-1)
+        for place, token in enumerate(answer, start=len(ids) - 1):
+            losses.append(-log_q[place, token].item())
+            hits.append(int(log_q[place].argmax()) == token)
+    assert metrics["loss_ood"] == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+    assert metrics["token_accuracy_ood"] == pytest.approx(sum(hits) / len(hits))
 
 
 def test_harness_scores_a_model_on_local_files(make_task):

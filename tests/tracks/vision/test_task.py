@@ -232,7 +232,7 @@ def test_a_change_of_any_shared_teacher_is_noticed(which: str, make_task: Make) 
     task = make_task("shapetex-large-teacher")
     first = {name: task.teacher(name) for name in ("default", "medium")}
     task.teacher("medium", trainable=True).head().weight.data.zero_()  # a private copy is free to change
-    for name, network in first.items():
+    for network in first.values():
         network(task.split("val").x[:5])
     assert task.changed_teachers() == []
     with torch.no_grad():
