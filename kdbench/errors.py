@@ -7,7 +7,7 @@ message without a traceback and exits with code 2. Anything that ends one job de
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -74,6 +74,17 @@ class Diverged(JobError):
     """A loss, a metric or a parameter became NaN or infinite."""
 
     status = "diverged"
+
+
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Problems by file, line and column, each once."""
+    return sorted(dict.fromkeys(problems), key=lambda problem: _position(problem.place))
+
+
+def _position(place: str) -> tuple[str, int, int]:
+    file, _, rest = place.partition(":")
+    line, column, *_ = [*(int(part) for part in rest.split(":") if part.isdigit()), 0, 0]
+    return file, line, column
 
 
 def did_you_mean(word: str, known: Sequence[str], *, label: str = "known") -> str:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench import yamlio
 from kdbench.discovery.params import no_parameter
-from kdbench.errors import Problem, UsageError, did_you_mean
+from kdbench.errors import Problem, UsageError, did_you_mean, in_order
 from kdbench.spec import TaskSpec, canonical_json, digest
-from kdbench.suite import MethodChoice, Suite, SuiteError, TaskChoice, in_order, load_suite, resolve_suite, suite_of
+from kdbench.suite import MethodChoice, Suite, SuiteError, TaskChoice, load_suite, resolve_suite, suite_of
 from kdbench.yamlio import Document
 
 if TYPE_CHECKING:

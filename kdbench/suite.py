@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from kdbench import yamlio
-from kdbench.errors import Problem, UsageError, did_you_mean
+from kdbench.errors import Problem, UsageError, did_you_mean, in_order
 from kdbench.job import Resources
 from kdbench.quantities import byte_size, duration
 from kdbench.spec import SCALES, Scale
@@ -432,11 +432,6 @@ def _rest(document: Document, error: ValidationError) -> Suite | None:
     return rest
 
 
-def in_order(problems: Iterable[Problem]) -> list[Problem]:
-    """Problems by file, line and column, each once."""
-    return sorted(dict.fromkeys(problems), key=lambda problem: _position(problem.place))
-
-
 def _not_finite(value: Any, loc: Loc, document: Document) -> Iterator[Problem]:
     if isinstance(value, dict | list):
         for part, child in value.items() if isinstance(value, dict) else enumerate(value):
@@ -444,12 +439,6 @@ def _not_finite(value: Any, loc: Loc, document: Document) -> Iterator[Problem]:
     elif isinstance(value, float) and not math.isfinite(value):
         message = f"{value!r} is no finite number, so it has no place in the identity of a job"
         yield Problem(document.place(loc), message, "leave the key out, or write null where the value is optional")
-
-
-def _position(place: str) -> tuple[str, int, int]:
-    file, _, rest = place.partition(":")
-    numbers = [int(part) for part in rest.split(":") if part.isdigit()]
-    return file, *((numbers + [0, 0])[:2])  # type: ignore[return-value]
 
 
 __all__ = [
@@ -461,7 +450,6 @@ __all__ = [
     "SuiteError",
     "TaskChoice",
     "Tracking",
-    "in_order",
     "load_suite",
     "parse_seeds",
     "resolve_suite",

@@ -193,7 +193,8 @@ def _wrong(
     place = document.place(loc, key=of_key)
     own = [str(d["ctx"]["error"]) for d in several if d["type"] in ("value_error", "assertion_error") and "ctx" in d]
     if own:
-        return Problem(place, f"'{name}': {' or '.join(dict.fromkeys(own))}")
+        said = " or ".join(dict.fromkeys(own))
+        return Problem(place, f"'{name}': {said}" if loc or written_out else said)
     wanted = " or ".join(dict.fromkeys(_expected(details, metadata) for details in several))
     subject = f"the key '{name}'" if of_key else f"'{name}'"
     return Problem(place, f"{subject} must be {wanted}, but is {found(value)}", _hint(several, value, annotation))

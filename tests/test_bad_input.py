@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from kdbench.cli import make_app
 from kdbench.store import spool
 from tests.toytrack import EXTENSION, write_method
 
@@ -109,19 +111,21 @@ def test_bad_methods_are_recorded_and_the_others_go_on(zoo):
     }
 
 
-def test_the_leaderboard_shows_failures(zoo):
+def test_the_leaderboard_shows_failures(zoo, monkeypatch):
     folder, _, done = zoo
     shown = {line.split()[0]: line for line in done.stdout.splitlines() if "no result" in line}
     assert shown.keys() == REASONS.keys()
     assert all(f"1 {status}" in shown[slug] for slug, (status, _) in REASONS.items())
-    rows = json.loads(go(folder, "leaderboard", "--format", "json").stdout)
+    monkeypatch.chdir(folder)
+    rows = json.loads(CliRunner().invoke(make_app(), ["leaderboard", "--format", "json"]).stdout)
     assert {row["label"] for row in rows if row["n_failed"]} == REASONS.keys()
 
 
-def test_unusable_plugins_are_listed_with_place_and_reason_and_stop_nobody(zoo):
+def test_unusable_plugins_are_listed_with_place_and_reason_and_stop_nobody(zoo, monkeypatch):
     folder, plugins, _ = zoo
-    listed = go(folder, "methods", "--track", "toy", *plugins)
-    assert listed.returncode == 0
+    monkeypatch.chdir(folder)
+    listed = CliRunner().invoke(make_app(), ["methods", "--track", "toy", *plugins])
+    assert listed.exit_code == 0
     assert "toy/sound" in listed.stdout
     lines = [line.strip() for line in listed.stdout.splitlines() if line.strip().startswith("methods/")]
     for slug, (_, words) in UNUSABLE.items():
@@ -170,11 +174,12 @@ def test_unusable_plugins_are_listed_with_place_and_reason_and_stop_nobody(zoo):
     ],
     ids=["key", "type", "method", "task", "range", "all", "twice", "tab", "empty", "large", "bomb", "tag"],
 )
-def test_bad_suites_get_their_place_and_exit_code_2(tmp_path, content, said):
+def test_bad_suites_get_their_place_and_exit_code_2(tmp_path, monkeypatch, content, said):
     write_method(tmp_path / "m", "sound")
     (tmp_path / "bad.yaml").write_text(content)
-    done = go(tmp_path, "run", "bad.yaml", "--plugin", str(EXTENSION), "--plugin", "m")
-    assert done.returncode == 2, done.stdout
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(make_app(), ["run", "bad.yaml", "--plugin", str(EXTENSION), "--plugin", "m"])
+    assert done.exit_code == 2, done.stdout
     lines = done.stderr.splitlines()
     assert len(lines) == len(said), lines
     for line, words in zip(lines, said, strict=True):
@@ -184,32 +189,32 @@ def test_bad_suites_get_their_place_and_exit_code_2(tmp_path, content, said):
     assert not (tmp_path / "results").exists()
 
 
-def test_results_that_cannot_be_written_are_one_message(zoo):
+def test_results_that_cannot_be_written_are_one_message(zoo, monkeypatch):
     folder, plugins, _ = zoo
-    (folder / "file").write_text("")
+    monkeypatch.chdir(folder)
+    Path("file").write_text("")
     for place in ("file", "file/below"):
-        done = go(folder, "run", "zoo.yaml", *plugins[:4], "--results", place)
-        assert done.returncode == 2
-        assert [line for line in done.stderr.splitlines() if line.startswith("error")] == [
-            f"error: {place}: is not a folder of results"
-        ]
+        done = CliRunner().invoke(make_app(), ["run", "zoo.yaml", *plugins[:4], "--results", place])
+        assert done.exit_code == 2
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+        assert errors == [f"error: {place}: is not a folder of results"]
 
 
-def test_damaged_files_of_results_are_healed_or_named(zoo, tmp_path):
+def test_damaged_files_of_results_are_healed_or_named(zoo, monkeypatch):
     folder, plugins, _ = zoo
-    results = tmp_path / "results"
-    results.symlink_to(folder / "results")
+    monkeypatch.chdir(folder)
+    results = folder / "results"
     for database in (results / "kdbench.duckdb", results / "store" / "kdbench.duckdb"):
         database.write_bytes(database.read_bytes()[:5000])
-        healed = go(tmp_path, "sql", "SELECT count(*) AS n FROM jobs", "--format", "csv")
-        assert healed.returncode == 0, healed.stderr
+        healed = CliRunner().invoke(make_app(), ["sql", "SELECT count(*) AS n FROM jobs", "--format", "csv"])
+        assert healed.exit_code == 0, healed.stderr
         assert healed.stdout.split() == ["n", str(len(FAULTS) + 1)]
 
-    outcome = next(o for o in spool.iter_outcomes(folder / "results") if o.job.label == "prints")
-    path = spool.job_folder(folder / "results", outcome.id) / spool.OUTCOME
+    outcome = next(o for o in spool.iter_outcomes(results) if o.job.label == "prints")
+    path = spool.job_folder(results, outcome.id) / spool.OUTCOME
     path.write_text(path.read_text()[:300])
-    shown = go(folder, "leaderboard")
-    assert shown.returncode == 0
+    shown = CliRunner().invoke(make_app(), ["leaderboard"])
+    assert shown.exit_code == 0
     assert f"{outcome.id}/outcome.json: damaged outcome" in shown.stderr
     assert "sound" in shown.stdout
     again = go(folder, "run", "zoo.yaml", *plugins)

@@ -243,7 +243,7 @@ def test_an_entry_can_be_for_some_tasks(planned, name):
             [
                 "1:43: 'alpha' must be at least 0 and at most 1, but is the number 2",
                 "1:52: 'beta' must be a number, but is the text 'x'",
-                "1:55: unknown key 'modus' (did you mean 'mode'?)",
+                "1:55: toy/tuned has no parameter 'modus' (did you mean 'mode'?)",
             ],
         ),
         (

@@ -195,7 +195,6 @@ def test_problems_stand_in_the_file_that_wrote_them(tmp_path):
     assert [line.split(" ")[0] for line in problems(tmp_path, "top")] == [
         "base.yaml:3:26:",
         "base.yaml:4:17:",
-        "top.yaml:2:12:",
         "top.yaml:2:13:",
     ]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from kdbench.discovery.literals import Names, NotLiteral, Text, literal
 from kdbench.discovery.records import Flaw, Method, ParamField
-from kdbench.errors import Problem, UsageError, did_you_mean
+from kdbench.errors import Problem, UsageError, did_you_mean, in_order
 
 if TYPE_CHECKING:
     from kdbench.params import Params
@@ -293,9 +293,9 @@ def canonical(method: Method, params: Mapping[str, Any] | Document) -> dict[str,
         # JSON mode: lists are tuples, but texts are no numbers and truth values neither
         values = model.model_validate_json(text, strict=True).model_dump(mode="json")
     except ValidationError as error:
-        raise UsageError(sorted([*unknown, *problems_of(error, document, model=model)])) from error
+        raise UsageError(in_order([*unknown, *problems_of(error, document, model=model)])) from error
     if unknown:
-        raise UsageError(sorted(unknown))
+        raise UsageError(in_order(unknown))
     return values
 
 

@@ -115,6 +115,9 @@ RULE = (
 
 def gap_names(board: Board) -> str:
     """Which methods are 0 and 100 % of the gap."""
+    missing = [role for role in ("floor", "ceiling") if not getattr(board, role)]
+    if missing:
+        return f"gap closed: undefined, as the task has no {' and no '.join(missing)}"
     return f"gap closed: 0 is {board.floor}, 100 is {board.ceiling}"
 
 

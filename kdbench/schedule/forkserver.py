@@ -233,7 +233,9 @@ class ForkServer:
             elif job.memory and not job.gpu:
                 used = _memory_used([job.process, *job.family], job.memory)
                 if used > job.memory:
-                    message = f"it and its processes used {used / 2**20:.0f} MiB of {job.memory / 2**20:.0f} MiB"
+                    message = (
+                        f"it took {used / 2**20:.0f} MiB of memory, but the suite allows {job.memory / 2**20:.0f} MiB"
+                    )
                     self._end(job, "oom", message, 0, signal.SIGKILL)
         if self.orphans_possible:
             self._kill_orphans()

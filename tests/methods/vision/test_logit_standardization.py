@@ -82,7 +82,16 @@ def test_weights_are_those_of_the_released_recipes():
     assert total(s, t, y).item() == pytest.approx(9 * kd_kl(zscore(s), zscore(t), 2.0).item())
     nine = dkd(zscore(s), zscore(t), y, alpha=9.0, beta=72.0, temperature=2.0)
     assert total(s, t, y, host="dkd").item() == pytest.approx(nine.item())
-    assert method.WEIGHTS["kd"] == (0.1, 9.0)
+    assert all(method.WEIGHTS[host] == (0.1, 9.0) for host in ("kd", "ctkd", "dist", "mlkd"))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_term_of_a_host_has_its_weight(host):
+    s, t, y = logits()
+    one, three = (method.host_losses(s, t, y, params(host=host, w_kd=w)) for w in (1.0, 3.0))
+    assert {name: 3 * term.item() for name, term in one.items()} == pytest.approx(
+        {name: term.item() for name, term in three.items()}
+    )
 
 
 def test_multi_level_standardises_the_instance_level_alone():
