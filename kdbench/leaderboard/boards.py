@@ -15,7 +15,7 @@ import numpy as np
 
 from kdbench.errors import UsageError, did_you_mean
 from kdbench.leaderboard import statistics
-from kdbench.leaderboard.statistics import Direction, Estimate, Values
+from kdbench.leaderboard.statistics import Direction, Estimate, Rank, Values
 from kdbench.spec import SCALES
 from kdbench.store import schema
 
@@ -45,7 +45,8 @@ class Row:
     """Mean of each meter over the seeds that succeeded."""
     complete: bool
     """Every job gave a value."""
-    rank: int | None = None
+    rank: Rank | None = None
+    """Places that the paired tests leave open."""
     gap: Estimate | None = None
     """Gap closed between floor (0) and ceiling (1) of the task."""
     mixed: list[str] = field(default_factory=list)
@@ -440,7 +441,7 @@ def _records(board: Board) -> list[dict[str, Any]]:
 
 
 _ROW_KEYS = (
-    *("rank", "method", "label", "params", "mean", "low", "high", "n", "n_failed"),
+    *("rank_best", "rank_worst", "method", "label", "params", "mean", "low", "high", "n", "n_failed"),
     *("gap_closed", "gap_low", "gap_high", *schema.COSTS),
 )
 
@@ -448,7 +449,8 @@ _ROW_KEYS = (
 def _record(row: Row) -> dict[str, Any]:
     score, gap = row.score, row.gap
     values = (
-        *(row.rank, row.method, row.label, json.dumps(row.params, sort_keys=True)),
+        *(row.rank or (None, None)),
+        *(row.method, row.label, json.dumps(row.params, sort_keys=True)),
         *((score.mean, score.low, score.high, score.n) if score else (None, None, None, 0)),
         row.n_failed,
         *((gap.mean, gap.low, gap.high) if gap else (None, None, None)),

@@ -105,9 +105,10 @@ def _cells(board: Board, row: Row) -> list[object]:
 
 
 RULE = (
-    "rank: 1 + the number of methods that are significantly better (paired t tests over common seeds, Holm-corrected "
-    "among a method's comparisons, level 0.05; a spread over seeds counts as one test example at least); methods with "
-    "failed jobs rank behind all others. "
+    "rank: the places that the data leave open, from 1 + the methods that are significantly better to all but those "
+    "that are significantly worse (paired t tests over common seeds, Holm-corrected among a method's comparisons, "
+    "level 0.05; a spread over seeds counts as one test example at least); methods with failed jobs rank behind all "
+    "others. "
     "gap closed: (method - floor) / (ceiling - floor)"
 )
 """What a table of a board needs to be read."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,29 +126,41 @@ def holm(p: Values) -> Values:
     return adjusted
 
 
-def better_counts(
+class Rank(NamedTuple):
+    """The places that the data leave open to a method, 1 being the best."""
+
+    best: int
+    """1 + the number of methods that are significantly better."""
+    worst: int
+    """The number of methods, without those that are significantly worse."""
+
+    def __str__(self) -> str:
+        return str(self.best) if self.best == self.worst else f"{self.best}-{self.worst}"
+
+
+def separated(
     values: Values, direction: Direction, resolution: float = 0.0, alpha: float = ALPHA
-) -> list[int | None]:
-    """For each method, how many others are significantly better; the family of a method are its comparisons.
+) -> list[tuple[int, int] | None]:
+    """For each method, how many others are significantly (better, worse); the family of a method are its comparisons.
 
     ``values`` is (methods, seeds). A method's paired differences to all others, over the seeds that both have, are
     tested with two-sided t tests and corrected by Holm's procedure within that family, so that for each method
-    the chance to put any other wrongly above it is at most ``alpha``. None for a method that no test compares with
-    any other (fewer than two seeds in common), unless it is alone.
+    the chance to put any other wrongly above or below it is at most ``alpha``. None for a method that no test
+    compares with any other (fewer than two seeds in common), unless it is alone.
     """
     sign = 1.0 if direction == "max" else -1.0
-    counts: list[int | None] = []
+    counts: list[tuple[int, int] | None] = []
     for index in range(len(values)):
         others = np.delete(values, index, axis=0)
         if len(others) == 0:
-            counts.append(0)
+            counts.append((0, 0))
             continue
         means, p = _tests(sign * others, sign * values[index], resolution)
         if not np.isfinite(p).any():
             counts.append(None)
             continue
         significant = holm(p) < alpha
-        counts.append(int((significant & (means > 0)).sum()))
+        counts.append((int((significant & (means > 0)).sum()), int((significant & (means < 0)).sum())))
     return counts
 
 
@@ -158,20 +170,21 @@ def ranks(
     direction: Direction,
     resolution: float = 0.0,
     alpha: float = ALPHA,
-) -> list[int | None]:
-    """Ranks with ties: 1 + the number of methods that are significantly better (see :func:`better_counts`).
+) -> list[Rank | None]:
+    """The range of ranks of each method (see :func:`separated`); ranges overlap where differences do not separate.
 
-    Methods that differences do not separate share a rank, whatever their means. A method with failed jobs
-    (``complete`` is False) ranks behind every complete one: the number of complete methods, plus 1, plus the number
-    of incomplete methods that are significantly better. None where no test is possible, or no value is there.
+    A method with failed jobs (``complete`` is False) ranks behind every complete one, among the other incomplete
+    ones. None where no test is possible, or no value is there.
     """
-    result: list[int | None] = [None] * len(values)
+    result: list[Rank | None] = [None] * len(values)
     offset = 0
     for group in (np.flatnonzero(complete), np.flatnonzero(~complete)):
         with_values = group[np.isfinite(values[group]).any(axis=1)] if len(group) else group
-        counts = better_counts(values[with_values], direction, resolution, alpha)
-        for index, better in zip(with_values, counts, strict=True):
-            result[index] = None if better is None else offset + 1 + better
+        counts = separated(values[with_values], direction, resolution, alpha)
+        for index, count in zip(with_values, counts, strict=True):
+            if count is not None:
+                better, worse = count
+                result[index] = Rank(offset + 1 + better, offset + len(with_values) - worse)
         offset += len(group)
     return result
 

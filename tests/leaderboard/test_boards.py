@@ -31,7 +31,7 @@ def test_a_board(tmp_path: Path) -> None:
     put(tmp_path, grid(SCORES))  # type: ignore[arg-type]
     (board,) = load(tmp_path)
     assert [(row.label, row.rank, row.n_failed) for row in board.rows] == [
-        ("teacher", 1, 0), ("kd", 2, 0), ("no_kd", 3, 0), ("shaky", 4, 1), ("broken", None, 5),
+        ("teacher", (1, 1), 0), ("kd", (2, 2), 0), ("no_kd", (3, 3), 0), ("shaky", (4, 4), 1), ("broken", None, 5),
     ]  # fmt: skip
     gaps = {row.label: row.gap.mean if row.gap else None for row in board.rows}
     assert gaps == pytest.approx({"teacher": 1, "kd": 2 / 3, "no_kd": 0, "shaky": 0.19 / 0.15, "broken": None})
@@ -44,7 +44,7 @@ def test_two_seeds_that_agree_rank_nobody_above_another(tmp_path: Path) -> None:
     put(tmp_path / "counted", grid(scores, cost={"test_examples": 100.0}))  # type: ignore[arg-type]
     (board,) = load(tmp_path / "counted")
     assert board.resolution == pytest.approx(0.01)
-    assert [row.rank for row in board.rows] == [1, 1]
+    assert [row.rank for row in board.rows] == [(1, 2), (1, 2)]
     put(tmp_path / "uncounted", grid(scores))  # type: ignore[arg-type]
     (board,) = load(tmp_path / "uncounted")
     assert board.resolution == 0
@@ -72,7 +72,7 @@ def test_less_is_better(tmp_path: Path) -> None:
     put(tmp_path, grid({"no_kd": [0.5, 0.51, 0.49], "kd": [0.2, 0.21, 0.19], "teacher": [0.1] * 3}, spec=spec))
     (board,) = load(tmp_path)
     assert [row.label for row in board.rows] == ["teacher", "kd", "no_kd"]
-    assert [row.rank for row in board.rows] == [1, 2, 3]
+    assert [row.rank for row in board.rows] == [(1, 1), (2, 2), (3, 3)]
 
 
 def test_only_equal_tasks_share_a_board(tmp_path: Path) -> None:
