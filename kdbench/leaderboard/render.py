@@ -91,7 +91,7 @@ def _cells(board: Board, row: Row) -> list[object]:
     failed = ", ".join(f"{count} {status}" for status, count in sorted(row.failures.items()))
     seconds = row.costs.get("train_seconds")
     return [
-        "" if row.rank is None else row.rank,
+        "" if row.rank is None else str(row.rank),
         plain(row.label) + (" *" if row.mixed else ""),
         estimate(row.score, factor_of(board)) or "no result",
         estimate(row.gap, 100),

@@ -85,7 +85,7 @@ def test_seeds_that_agree_are_no_more_certain_than_a_test_example() -> None:
     assert close.low is not None
     assert close.low < 0 < close.mean == pytest.approx(0.01)
     assert s.ranks(np.stack([one, other]), np.array([True, True]), "max", 0.01) == [(1, 2), (1, 2)]
-    assert s.ranks(np.stack([one, other]), np.array([True, True]), "max", 0.001) == [2, 1]
+    assert s.ranks(np.stack([one, other]), np.array([True, True]), "max", 0.001) == [(2, 2), (1, 1)]
     assert s.ranks(np.stack([one, other])[:, :2], np.array([True, True]), "max") == [None, None]
     assert s.separates(other, one, "max", 0.001)
     assert not s.separates(other, one, "max", 0.01)
