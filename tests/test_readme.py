@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from kdbench.cli import make_app
 from kdbench.plan import make_plan
 from kdbench.registry import discover
 from kdbench.suite import load_suite, suite_of
 from kdbench.worker import run_job
+from tests.helpers.outcomes import grid, put
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -61,3 +63,14 @@ def test_the_example_runs_on_a_task_of_the_quickstart(tmp_path: Path):
     (job,) = make_plan(suite, registry, tmp_path).jobs
     outcome = run_job(job, tmp_path / "job", registry=registry)
     assert outcome.status == "ok", outcome.error
+
+
+def test_the_queries_shown_give_what_they_are_for(tmp_path: Path):
+    put(tmp_path, grid({"kd": [0.5, 0.7], "sft": [0.4, 0.4]}, task="llm/instruct"))
+    queries = [command for command in shown_commands() if command.startswith("kdbench sql")]
+    assert queries
+    for query in queries:
+        arguments = [*shlex.split(query)[1:], "--results", str(tmp_path), "--format", "csv"]
+        result = CliRunner().invoke(make_app(), arguments)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.splitlines()[1:] == ["llm/kd,0.6", "llm/sft,0.4"]

@@ -70,9 +70,11 @@ def mean_interval(values: Values, level: float = LEVEL) -> Estimate:
     n = len(kept)
     if n == 0:
         raise ValueError("an interval needs at least one finite value")
-    mean = float(kept.mean())
     if n == 1:
-        return Estimate(mean, None, None, 1)
+        return Estimate(float(kept[0]), None, None, 1)
+    if np.ptp(kept) == 0:  # the mean of equal values may differ from them by rounding
+        return Estimate(float(kept[0]), float(kept[0]), float(kept[0]), n)
+    mean = float(kept.mean())
     half = t_quantile(n, level) * float(kept.std(ddof=1)) / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half, n)
 

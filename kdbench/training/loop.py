@@ -178,6 +178,7 @@ def fit(
     watch = task.device.type == "cpu"  # reading a value costs a synchronisation on other devices
     counted = min(2, steps)  # the first step may make what all later ones share, such as cached teacher outputs
     meter, batches, last = _Meter(), cycle(loader), math.nan
+    samples, per_sample = 0, 0.0
 
     for network in (model, *modules):
         network.train()
@@ -193,9 +194,11 @@ def fit(
                 meter.add(parts)
                 share = total / recipe.accumulate if recipe.accumulate > 1 else total
                 torch.autograd.backward(scaler.scale(share))
-                task.budget.spend("samples", len(batch))
+        size = sum(len(batch) for batch in micro_batches)
+        samples += size
+        task.budget.spend("samples", size)
         if flops is not None:
-            task.budget.spend("flops", float(flops.get_total_flops()) * steps)
+            per_sample = flops.get_total_flops() / size
         if recipe.clip is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, recipe.clip)
@@ -214,5 +217,6 @@ def fit(
                 raise Diverged(f"the loss is {last} at step {step} of {steps}")
             task.log(step, **{prefix + name: value for name, value in values.items()})
             task.progress(step, steps, values)
+    task.budget.spend("flops", per_sample * samples)
     model.eval()
     return FitResult(steps, last, time.perf_counter() - started, average.model if average else None)

@@ -218,3 +218,8 @@ def test_gap_closed_interval_covers() -> None:
         assert estimate.high is not None
         inside += estimate.low <= 0.1 / 0.15 <= estimate.high
     assert 0.93 <= inside / rounds <= 0.97
+
+
+def test_equal_values_have_an_interval_without_width() -> None:
+    estimate = s.mean_interval(np.full(3, 0.1))
+    assert (estimate.mean, estimate.low, estimate.high) == (0.1, 0.1, 0.1)

@@ -192,3 +192,11 @@ def test_optimizers_take_the_recipe(name):
     assert type(optimizer).__name__.lower() == name
     assert optimizer.param_groups[0]["lr"] == 0.3
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_flops_follow_the_sizes_of_the_batches():
+    model, loader = problem()
+    task = FakeTask(4)
+    run(task, model, [loader[0], Rows(loader[1][:2])])
+    assert task.budget.report()["samples"] == 4 + 2 + 4 + 2
+    assert task.budget.report()["flops"] == 12 * 2 * (2 * 3)
