@@ -74,3 +74,8 @@ def test_the_queries_shown_give_what_they_are_for(tmp_path: Path):
         result = CliRunner().invoke(make_app(), arguments)
         assert result.exit_code == 0, result.output
         assert result.stdout.splitlines()[1:] == ["llm/kd,0.6", "llm/sft,0.4"]
+
+
+def test_the_suite_of_the_example_resolves(tmp_path: Path):
+    plan = make_plan(load_suite(EXAMPLE.with_name("annealed.yaml")), discover([EXAMPLE]), tmp_path)
+    assert len(plan.jobs) == 15
