@@ -52,14 +52,14 @@ class VisionTask(Task):
     # --- data -----------------------------------------------------------------------------------------------------
 
     @property
-    def dataset(self) -> data.Dataset:
+    def _data(self) -> data.Dataset:
         if self._dataset is None:
             self._dataset = data.load(self.spec.data, self.cache)
         return self._dataset
 
     @property
     def num_classes(self) -> int:
-        return self.dataset.classes
+        return self._data.classes
 
     @property
     def limited(self) -> bool:
@@ -68,11 +68,11 @@ class VisionTask(Task):
 
     def _stored(self) -> list[str]:
         """Splits with images of their own that ``train`` may read, in the order of their identities."""
-        return ["train", *sorted(name for name in self.dataset.sizes if name in ("pool", "proxy")), "val"]
+        return ["train", *sorted(name for name in self._data.sizes if name in ("pool", "proxy")), "val"]
 
     def _offset(self, split: str) -> int:
         names = self._stored()
-        return sum(self.dataset.sizes[name] for name in names[: names.index(split)])
+        return sum(self._data.sizes[name] for name in names[: names.index(split)])
 
     def split(self, name: str) -> Split:
         """A split on the task's device. Test data raise ``TestDataError`` inside ``train``, unknown names ``JobError``.
@@ -86,16 +86,16 @@ class VisionTask(Task):
         if name in ("labeled", "unlabeled"):
             train = self.split("train")
             made = train.take((train.y >= 0) if name == "labeled" else (train.y < 0))
-        elif name in self.dataset.sizes:
+        elif name in self._data.sizes:
             if self._is_test(name):
                 self.require_evaluation()
-            arrays = self.dataset.arrays(name)
+            arrays = self._data.arrays(name)
             hidden = NEVER if np.array_equal(arrays.y, arrays.truth) else (*NEVER, *TELLING)
             arrays.meta = {key: values for key, values in arrays.meta.items() if key not in hidden}
             offset = 0 if self._is_test(name) else self._offset(name)
             made = teachers.to_split(arrays, device=self.device, offset=offset)
         else:
-            known = sorted({*self.dataset.sizes, "labeled", "unlabeled"})
+            known = sorted({*self._data.sizes, "labeled", "unlabeled"})
             raise JobError(f"{self.spec.name} has no split {name!r}; {did_you_mean(name, known, label='splits')}")
         self._splits[name] = made
         return made
@@ -108,7 +108,7 @@ class VisionTask(Task):
         """(N,) true classes of a split, -1 for images of no class. Raises ``TestDataError`` inside ``train``."""
         self.require_evaluation()
         names = {"labeled": "train", "unlabeled": "train"}
-        true = torch.from_numpy(self.dataset.arrays(names.get(split, split)).truth).to(self.device)
+        true = torch.from_numpy(self._data.arrays(names.get(split, split)).truth).to(self.device)
         if split in names:
             y = self.split("train").y
             return true[y >= 0] if split == "labeled" else true[y < 0]
@@ -186,7 +186,7 @@ class VisionTask(Task):
 
     def prepare(self) -> None:
         """Make the data and every teacher, so that they are in the cache."""
-        _ = self.dataset
+        _ = self._data
         for which in self.spec.all_teachers():
             self.load_teacher(which)
 
@@ -215,7 +215,7 @@ class VisionTask(Task):
             loaded = self.load_teacher(which).to(self.device)
             self._sources[which] = (loaded, teachers.weights_digest(loaded))
         model, weights = self._sources[which]
-        content = self.dataset.digests[split]
+        content = self._data.digests[split]
         made = teachers.outputs(model, weights, content, split, lambda: self.split(split).x, self.cache)
         return made.to(self.device)
 
@@ -258,10 +258,10 @@ class VisionTask(Task):
 
         Raises ``OverBudget`` past the limit ``teacher_queries``, ``IndexError`` for positions outside of the pool.
         """
-        if "pool" not in self.dataset.sizes:
+        if "pool" not in self._data.sizes:
             raise JobError(f"{self.spec.name} has no pool to query")
         rows = torch.as_tensor(positions, dtype=torch.int64, device=self.device).flatten()
-        size = self.dataset.sizes["pool"]
+        size = self._data.sizes["pool"]
         if len(rows) and (rows.min() < 0 or rows.max() >= size):
             raise IndexError(f"the pool has the positions 0 to {size - 1}")
         if self.limited:
@@ -316,7 +316,7 @@ class VisionTask(Task):
 
     def _shifted(self, model: nn.Module) -> dict[str, float]:
         """Mean accuracy over the shifted domains."""
-        domains = [name for name in sorted(self.dataset.sizes) if name.startswith("ood_")]
+        domains = [name for name in sorted(self._data.sizes) if name.startswith("ood_")]
         if not domains:
             return {}
         splits = [self.split(name) for name in domains]
@@ -328,7 +328,7 @@ class VisionTask(Task):
         derive = self.spec.data.derive
         if isinstance(derive, LongTail):
             each = metrics.class_accuracies(logits, test.y)
-            groups = data.class_groups(self.dataset)
+            groups = data.class_groups(self._data)
             return {
                 f"{part}_top1": each[torch.from_numpy(own).to(each.device)].nanmean().item()
                 for part, own in groups.items()

@@ -59,7 +59,7 @@ def test_every_task_runs_at_smoke_scale(name: str, make_task: Make) -> None:
         assert low is None or scores.metrics[metric.name] >= low
         assert high is None or scores.metrics[metric.name] <= high
     assert scores.examples["top1"].mean() == pytest.approx(scores.metrics["top1"])
-    assert len(scores.examples["nll"]) == task.dataset.sizes["test"]
+    assert len(scores.examples["nll"]) == task._data.sizes["test"]
 
 
 # --- pairing ----------------------------------------------------------------------------------------------------------
@@ -144,9 +144,9 @@ def test_test_data_are_out_of_reach(make_task: Make) -> None:
 )
 def test_hidden_labels_are_hidden(name: str, make_task: Make) -> None:
     task = make_task(name)
-    for split in [name for name in task.dataset.sizes if name in ("train", "pool", "proxy")]:
+    for split in [name for name in task._data.sizes if name in ("train", "pool", "proxy")]:
         part = task.split(split)
-        truth = torch.from_numpy(task.dataset.arrays(split).truth)
+        truth = torch.from_numpy(task._data.arrays(split).truth)
         hidden = part.y != truth
         if not hidden.any():
             continue
