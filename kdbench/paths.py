@@ -15,6 +15,11 @@ def cache_root() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "kdbench"
 
 
+def default_tracking_uri(results: Path) -> str:
+    """The MLflow database that is used where a suite names no server."""
+    return f"sqlite:///{results.absolute() / 'mlflow.db'}"
+
+
 def drop_in_folders() -> tuple[list[Path], bool]:
     """Folders (or single files) whose plugins are found without being named, and whether the user named them.
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from kdbench import yamlio
 from kdbench.errors import Problem, UsageError, did_you_mean, in_order
 from kdbench.job import Resources
+from kdbench.paths import default_tracking_uri
 from kdbench.quantities import byte_size, duration
 from kdbench.spec import SCALES, Scale
 from kdbench.yamlio import Document, Loc, found
@@ -218,7 +219,7 @@ class Suite(SuiteModel):
         """The MLflow tracking URI, or None where tracking is off; a database in ``results`` by default."""
         if isinstance(self.tracking.mlflow, str):
             return self.tracking.mlflow
-        return f"sqlite:///{(results / 'mlflow.db').absolute()}" if self.tracking.mlflow else None
+        return default_tracking_uri(results) if self.tracking.mlflow else None
 
 
 class SuiteError(UsageError):

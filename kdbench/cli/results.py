@@ -126,14 +126,8 @@ def compare(
 
 
 def _comparison(item: Comparison) -> dict[str, Any]:
-    board = item.board
     return {
-        "task": board.task,
-        "scale": board.scale,
-        "spec_digest": board.spec_digest,
-        "metric": board.metric,
-        "direction": board.direction,
-        "unit": board.unit,
+        **item.board.about(),
         "a": item.a.label,
         "b": item.b.label,
         "seeds": vars(item.seeds) if item.seeds else None,

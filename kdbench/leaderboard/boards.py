@@ -83,6 +83,10 @@ class Board:
         """``task@scale``."""
         return f"{self.task}@{self.scale}"
 
+    def about(self) -> dict[str, Any]:
+        """Which task and metric it is about, for machines."""
+        return {name: getattr(self, name) for name in ("task", "scale", "spec_digest", "metric", "direction", "unit")}
+
     @property
     def resolution(self) -> float:
         """What one test example can change in the metric; 0 where the metric has no bounds or that is unknown."""
@@ -426,14 +430,7 @@ def records(boards: Iterable[Board]) -> list[dict[str, Any]]:
 
 
 def _records(board: Board) -> list[dict[str, Any]]:
-    about = {
-        "task": board.task,
-        "scale": board.scale,
-        "spec_digest": board.spec_digest,
-        "metric": board.metric,
-        "direction": board.direction,
-        "unit": board.unit,
-    }
+    about = board.about()
     end = {"limits": json.dumps(board.limits)}
     if board.refused:
         return [about | dict.fromkeys(_ROW_KEYS) | end | {"mixed": "", "refused": board.refused}]

@@ -33,11 +33,6 @@ _ENVIRONMENT = {
 """Of the reporter, where the user has not set them."""
 
 
-def default_uri(results: Path) -> str:
-    """The database that is used where a suite names no server."""
-    return f"sqlite:///{results.absolute() / 'mlflow.db'}"
-
-
 @dataclass
 class _Reporting:
     process: subprocess.Popen[bytes]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kdbench.job import Outcome, Run
+from kdbench.paths import default_tracking_uri
 from kdbench.store import membership, mlflow, spool
 from kdbench.store.cursor import Cursor, Sent, content_digest
 from tests.helpers.outcomes import grid, make_job, make_outcome, put
@@ -102,7 +103,7 @@ def test_runs_are_logged_once_and_replaced_with_their_outcome(
     ok = make_outcome(make_job("kd", 1, params={"alpha": 0.5}, label="kd(alpha=0.5)"), 0.75, extra={"odd@name": 0.1})
     failed = make_outcome(make_job("kd", 2), status="oom")
     put(tmp_path, [ok, failed], curve=curve, log="hello\n")
-    uri = mlflow.default_uri(tmp_path)
+    uri = default_tracking_uri(tmp_path)
     run = run_of(tmp_path, [ok, failed], uri)
     hooks = mlflow.MlflowReporter(patience=120)
     hooks.kdbench_run_started(run)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from kdbench.tracks.llm.data.encoding import IGNORED, TextBatch
+from kdbench.losses.tokens import IGNORE
+from kdbench.tracks.llm.data.encoding import TextBatch
 from kdbench.tracks.llm.models import body_and_head
 
 
@@ -173,7 +174,7 @@ def as_batch(prompts: Prompts, responses: Responses, pad: int) -> TextBatch:
     width = max(len(row) for row in full)
     ids = torch.full((len(full), width), pad)
     mask = torch.zeros(len(full), width, dtype=torch.int64)
-    labels = torch.full((len(full), width), IGNORED)
+    labels = torch.full((len(full), width), IGNORE)
     logprobs = torch.zeros(len(full), width)
     for i, (row, prompt) in enumerate(zip(full, prompts.ids, strict=True)):
         ids[i, : len(row)] = torch.tensor(row)

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from kdbench.losses.tokens import shift_mask
 from kdbench.tracks.llm.data.encoding import TextBatch
 from kdbench.tracks.llm.spec import Net
 from kdbench.tracks.llm.tokenizers import pad_id, start_id
@@ -118,7 +119,8 @@ def scored_logits(model: nn.Module, batch: TextBatch) -> Tensor:
 
 def targets_of(batch: TextBatch) -> Tensor:
     """(N,) int64: the tokens that :func:`scored_logits` predicts."""
-    return batch.labels[:, 1:][batch.scored]
+    targets, mask = shift_mask(batch.labels)
+    return targets[mask]
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:

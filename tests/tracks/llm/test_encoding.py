@@ -7,10 +7,11 @@ import torch
 
 from kdbench.cache import Cache
 from kdbench.errors import JobError
+from kdbench.losses.tokens import IGNORE
 from kdbench.tracks.llm import models, tokenizers
 from kdbench.tracks.llm.data import cpython, text
 from kdbench.tracks.llm.data.cpython import Document
-from kdbench.tracks.llm.data.encoding import IGNORED, chunk_documents, encode_classes, encode_pairs
+from kdbench.tracks.llm.data.encoding import chunk_documents, encode_classes, encode_pairs
 from kdbench.tracks.llm.spec import Net, TextData
 
 TEXTS = ["Reverse the letters: k t e", "What is 12 + 7?\n19", "def f(x):\n    return x  # twice", "naïve ☃ text"]
@@ -54,7 +55,7 @@ def test_only_the_response_and_its_end_are_scored(tokenizer):
     first = batch.scored.float().argmax(dim=1)
     lengths = [len(tokenizer(p, add_special_tokens=False)["input_ids"]) for p in prompts]
     assert first.tolist() == lengths
-    assert (batch.labels[batch.attention_mask == 0] == IGNORED).all()
+    assert (batch.labels[batch.attention_mask == 0] == IGNORE).all()
     assert (batch.input_ids[:, 0] == tokenizer.bos_token_id).all()
 
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError, TestDataError
+from kdbench.losses.tokens import IGNORE
 from kdbench.tracks.llm import models
-from kdbench.tracks.llm.data.encoding import IGNORED
 from kdbench.tracks.llm.spec import Net
 
 NAMES = ("instruct", "text", "classify-reviews")
@@ -83,7 +83,7 @@ def test_tokens_are_student_and_teacher_on_the_shifted_positions(make_task):
     student, batch = task.student(), next(iter(task.train_loader()))
     tokens = task.tokens(student, batch)
     labels = batch.labels[:, 1:]
-    scored = labels != IGNORED
+    scored = labels != IGNORE
     whole = student(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1][scored]
     assert torch.allclose(tokens.student, whole, atol=1e-5)
     assert torch.allclose(tokens.teacher, task.teacher_logits(batch)[:, :-1][scored], atol=1e-5)

@@ -12,10 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdbench.errors import JobError
+from kdbench.losses.tokens import IGNORE, shift_mask
 from kdbench.tracks.llm.tokenizers import pad_id, start_id
-
-IGNORED = -100
-"""Label of positions that no loss looks at."""
 
 
 @dataclass
@@ -53,7 +51,7 @@ class TextBatch:
     @property
     def scored(self) -> Tensor:
         """(B, L-1) bool: position t is True where the token at t+1 is to be predicted (the shifted labels)."""
-        return self.labels[:, 1:] != IGNORED
+        return shift_mask(self.labels)[1]
 
 
 @dataclass
@@ -83,7 +81,7 @@ class Sequences:
         if self.labels is not None:
             labels = self.labels[rows]
         else:
-            labels = ids.masked_fill(~(present & (positions >= self.starts[rows, None])), IGNORED)
+            labels = ids.masked_fill(~(present & (positions >= self.starts[rows, None])), IGNORE)
         return TextBatch(ids, present.long(), labels, rows.clone(), split)
 
     def batches(self, size: int, split: str) -> Iterator[TextBatch]:
