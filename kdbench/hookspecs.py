@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from kdbench.job import Job, Outcome, Run
+    from kdbench.job import Job, Outcome, Place, Run
     from kdbench.params import Params
     from kdbench.schedule.executor import Executor
     from kdbench.spec import Track
@@ -88,14 +88,18 @@ class EventHooks:
         """Before the first job: ``run.jobs`` are all jobs of the plan, ``run.todo`` the ids that will run."""
 
     @hookspec
-    def kdbench_job_started(self, run: Run, job: Job) -> None:
-        """A worker took the job."""
+    def kdbench_job_started(self, run: Run, job: Job, place: Place) -> None:
+        """A worker took the job; again, with the next attempt, where it is tried once more."""
 
     @hookspec
     def kdbench_job_progress(
         self, run: Run, job: Job, step: int, total: int | None, metrics: Mapping[str, float]
     ) -> None:
         """At most twice a second per job: optimizer steps so far, steps in all where known, latest logged values."""
+
+    @hookspec
+    def kdbench_job_usage(self, run: Run, job: Job, usage: Mapping[str, float]) -> None:
+        """About once a second per job: ``rss_bytes`` and, on GPUs, ``gpu_bytes``, both with its child processes'."""
 
     @hookspec
     def kdbench_job_finished(self, run: Run, job: Job, outcome: Outcome) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kdbench.spec import PROTOCOL, digest
 
-OUTCOME_SCHEMA = 1
+OUTCOME_SCHEMA = 2
 """Version of :class:`Outcome` as written to the spool."""
 
 Status = Literal["ok", "failed", "diverged", "over_budget", "timeout", "oom", "crashed", "interrupted"]
@@ -34,6 +34,13 @@ class Resources(BaseModel):
     """GPUs: a fraction below 1 shares one device, whole numbers reserve devices."""
     memory: int | None = Field(None, gt=0)
     """Bytes of main memory after which the job ends as ``oom``; null: an equal share of the machine's."""
+    gpu_memory: int | None = Field(None, gt=0)
+    """Bytes that must be free on each of its devices; alone, without ``gpus``, it asks for a part of one device."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the job gets any device."""
+        return bool(self.gpus or self.gpu_memory)
 
 
 class Job(BaseModel):
@@ -67,6 +74,10 @@ class Job(BaseModel):
     resources: Resources = Resources()
     timeout: float = 3600
     """Seconds of wall-clock time after which the job is ended."""
+    heartbeat: float | None = 600
+    """Seconds without any sign of life (a step, output, processor time) after which the job is ended; null: never."""
+    checkpoint_every: float | None = 600
+    """Seconds between two checkpoints from which an interrupted job goes on; null: it starts anew."""
     keep: tuple[str, ...] = ()
     """Artifacts to keep: ``model``."""
 
@@ -148,14 +159,34 @@ class Run(BaseModel):
     """One invocation of ``kdbench run``, as event hooks see it."""
 
     id: str
-    suite: str
+    suites: dict[str, list[str]]
+    """Ids of the jobs that each suite of the run plans, in the order of its plan; suites may share jobs."""
     results: Path
     """Folder of the spool and the stores."""
     jobs: list[Job]
-    """Every job of the plan, in the order of the plan."""
+    """Every job of the run's suites, each once, in the order of the plans."""
     todo: list[str]
     """Ids of the jobs that this run executes; the others were done before."""
     workers: int = 1
     tracking: str | None = None
     """MLflow tracking URI, or None where tracking is off."""
     started_at: datetime = Field(default_factory=utcnow)
+
+    @property
+    def suite(self) -> str:
+        """The suites of the run, for people."""
+        return " + ".join(self.suites)
+
+
+class Place(BaseModel):
+    """Where a job runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pid: int
+    """Of the job's process, on its host."""
+    host: str = ""
+    """Name or address of the machine; empty for the coordinator's own."""
+    devices: tuple[str, ...] = ()
+    """GPUs, as ``CUDA_VISIBLE_DEVICES`` calls them."""
+    attempt: int = 1

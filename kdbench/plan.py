@@ -172,6 +172,8 @@ def _jobs(
                 module=method.module,
                 resources=resources,
                 timeout=suite.timeout or task.spec.timeout,
+                heartbeat=suite.heartbeat,
+                checkpoint_every=suite.checkpoint_every,
                 keep=tuple(dict.fromkeys(suite.keep)),
             )
             job.__dict__["id"] = id_

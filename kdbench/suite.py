@@ -191,6 +191,10 @@ class Suite(SuiteModel):
     """Experiment tracking."""
     timeout: Annotated[float | None, BeforeValidator(_timeout)] = None
     """Wall-clock time after which a job is ended: ``10m``, ``1h30m`` or seconds; null: the task's own."""
+    heartbeat: Annotated[float | None, BeforeValidator(_timeout)] = 600
+    """Time without any sign of life (a step, output, processor time) after which a job is ended; null: never."""
+    checkpoint_every: Annotated[float | None, BeforeValidator(_timeout)] = 600
+    """Time between two checkpoints from which an interrupted job goes on; null: it starts anew."""
     keep: Annotated[list[Literal["model"]], Several] = []
     """Artifacts of each job to keep: ``model``."""
 

@@ -212,7 +212,7 @@ def _run(job: Job, task: Task, registry: Registry, found: _Found) -> None:
             model = manager.hook.train(task=task, params=params)
     finally:
         elapsed = time.perf_counter() - started
-        gpus = math.ceil(job.resources.gpus)
+        gpus = max(1, math.ceil(job.resources.gpus))
         on_device = elapsed * gpus if task.device.type == "cuda" else _cpu_seconds() - processor
         found.cost |= {"train_seconds": elapsed, "device_seconds": on_device}
 

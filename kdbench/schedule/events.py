@@ -9,7 +9,7 @@ from typing import Any
 
 import pluggy
 
-from kdbench.job import Job, Outcome, Run
+from kdbench.job import Job, Outcome, Place, Run
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,14 @@ class Events:
     def run_started(self) -> None:
         self._tell("kdbench_run_started")
 
-    def job_started(self, job: Job) -> None:
-        self._tell("kdbench_job_started", job=job)
+    def job_started(self, job: Job, place: Place) -> None:
+        self._tell("kdbench_job_started", job=job, place=place)
 
     def job_progress(self, job: Job, step: int, total: int | None, metrics: Mapping[str, float]) -> None:
         self._tell("kdbench_job_progress", job=job, step=step, total=total, metrics=metrics)
+
+    def job_usage(self, job: Job, usage: Mapping[str, float]) -> None:
+        self._tell("kdbench_job_usage", job=job, usage=usage)
 
     def job_finished(self, job: Job, outcome: Outcome) -> None:
         self._tell("kdbench_job_finished", job=job, outcome=outcome)

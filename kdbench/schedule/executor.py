@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from kdbench.job import Job
-from kdbench.schedule.packing import Capacity, Slot
+from kdbench.schedule.packing import Capacity, Demand, Slot
 
 Kind = Literal["job", "prepare"]
-Reason = Literal["timeout", "oom", "cancelled", "lost"]
+Reason = Literal["timeout", "hung", "oom", "cancelled", "lost"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,17 @@ class Work:
     """``job``: :func:`kdbench.worker.run_job`; ``prepare``: :func:`kdbench.worker.prepare`."""
     job: Job
     folder: Path
-    """Empty folder for what it leaves; the executor writes the log there as ``log.txt``."""
+    """Folder for what it leaves; the executor writes the log there as ``log.txt``. Empty but for a checkpoint."""
     slot: Slot
     timeout: float
     """Seconds after which it is ended."""
+    heartbeat: float | None = None
+    """Seconds without a sign of life after which it is ended; None: never."""
+    memory_limit: int = 0
+    """Bytes of main memory after which it is ended, with all that it started; 0: no limit."""
     attempt: int = 1
+    needs: tuple[str, ...] = ()
+    """Cache entries (canonical JSON of kind and key) that it reads, for executors whose workers have other caches."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,10 @@ class Started:
 
     id: str
     pid: int
+    host: str = ""
+    """Empty for the coordinator's own machine."""
+    devices: tuple[str, ...] = ()
+    """GPUs, as ``CUDA_VISIBLE_DEVICES`` calls them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,22 @@ class Progress:
     step: int
     total: int | None
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the work's processes use now."""
+
+    id: str
+    values: Mapping[str, float]
+    """``rss_bytes`` and, on GPUs, ``gpu_bytes``."""
+
+
+@dataclass(frozen=True)
+class Resized:
+    """There is more or less to give than before: a machine came or went. What ran there ends as ``lost``."""
+
+    capacity: Capacity
 
 
 @dataclass(frozen=True)
@@ -74,7 +100,7 @@ class Ended:
     """Processes that it left and that were killed."""
 
 
-Event = Started | Progress | Ended
+Event = Started | Progress | Usage | Resized | Ended
 
 
 class Executor(Protocol):
@@ -83,6 +109,10 @@ class Executor(Protocol):
     @property
     def capacity(self) -> Capacity:
         """What there is in all to give to work."""
+        ...
+
+    def refuses(self, demand: Demand) -> str | None:
+        """Why work with this demand can never run here (the end of a sentence that starts with the job), or None."""
         ...
 
     def submit(self, work: Work) -> None:

@@ -25,7 +25,7 @@ from kdbench.errors import UsageError
 from kdbench.hookspecs import hookimpl
 from kdbench.schedule import machine
 from kdbench.schedule.executor import Context, Ended, Event, Executor, Progress, Started, Work
-from kdbench.schedule.packing import Capacity
+from kdbench.schedule.packing import Capacity, Demand, Device, never_fits
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,8 @@ class LocalExecutor:
         self.context = context
         wanted = context.workers or workers or machine.cores()
         self.gpus = machine.gpus() if context.wants_gpus else ()
-        self._capacity = Capacity(wanted, (1.0,) * len(self.gpus), machine.memory())
+        devices = tuple(Device(gpu.memory, gpu.memory) for gpu in self.gpus)
+        self._capacity = Capacity(wanted, devices, machine.memory())
         self._server: subprocess.Popen[bytes] | None = None
         self._control: Connection | None = None
         self._progress = -1
@@ -61,6 +62,9 @@ class LocalExecutor:
     def capacity(self) -> Capacity:
         return self._capacity
 
+    def refuses(self, demand: Demand) -> str | None:
+        return never_fits(demand, self._capacity)
+
     def submit(self, work: Work) -> None:
         if self._control is None:
             self._control = self._start()
@@ -72,7 +76,7 @@ class LocalExecutor:
             "job": work.job.model_dump_json(),
             "folder": str(work.folder),
             "gpus": [self.gpus[number].id for number in work.slot.gpus],
-            "memory": work.slot.memory if not work.slot.gpus else 0,
+            "memory": work.memory_limit,
             "timeout": work.timeout,
             "attempt": work.attempt,
         }

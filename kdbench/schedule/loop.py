@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, overload
 
 from kdbench.errors import UsageError
-from kdbench.job import Job, Outcome, Run, Status, utcnow
+from kdbench.job import Job, Outcome, Place, Run, Status, utcnow
 from kdbench.schedule import attempts, deaths
 from kdbench.schedule.attempts import Claim
 from kdbench.schedule.events import Events
-from kdbench.schedule.executor import Ended, Event, Executor, Progress, Started, Work
+from kdbench.schedule.executor import Ended, Event, Executor, Progress, Resized, Started, Usage, Work
 from kdbench.schedule.interrupts import Interrupts
-from kdbench.schedule.packing import Demand, Slot, demand_of, never_fits, pack
+from kdbench.schedule.packing import Demand, Slot, demand_of, pack
 from kdbench.spec import digest
 from kdbench.store import spool
 
@@ -182,9 +182,9 @@ class Loop:
             asked = job.resources
             demand = demands.get(asked)
             if demand is None:
-                demand = demand_of(asked.cpus, asked.gpus, asked.memory, self.executor.capacity)
+                demand = demand_of(asked, self.executor.capacity)
                 demands[asked] = demand
-                reason = never_fits(demand, self.executor.capacity)
+                reason = self.executor.refuses(demand)
                 if reason is not None:
                     problems[f"{job.label or job.method} on {job.task} {reason}"] = None
             item = _Item(job.id, job, demand)
@@ -271,7 +271,18 @@ class Loop:
         self.free = self.free.take(slot)
         timeout = item.job.timeout if item.preparation is None else max(TEACHER_TIME, item.job.timeout)
         kind = "job" if item.preparation is None else "prepare"
-        self.executor.submit(Work(item.id, kind, item.job, claim.clear(), slot, timeout, attempt))  # type: ignore[arg-type]
+        work = Work(
+            item.id,
+            kind,  # type: ignore[arg-type]
+            item.job,
+            claim.clear(),
+            slot,
+            timeout,
+            heartbeat=item.job.heartbeat,
+            memory_limit=0 if slot.gpus else slot.memory,
+            attempt=attempt,
+        )
+        self.executor.submit(work)
 
     def _attempt(self, item: _Item) -> int:
         """Number of the attempt that follows the job's earlier outcome."""
@@ -324,6 +335,8 @@ class Loop:
     # --- what comes back ----------------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
+        if isinstance(event, Resized):
+            return
         running = self.running.get(event.id)
         if running is None:
             return
@@ -333,9 +346,12 @@ class Loop:
         elif item.preparation is not None:
             return
         elif isinstance(event, Started):
-            self.events.job_started(item.job)
+            place = Place(pid=event.pid, host=event.host, devices=event.devices, attempt=running.attempt)
+            self.events.job_started(item.job, place)
         elif isinstance(event, Progress):
             self.events.job_progress(item.job, event.step, event.total, event.metrics)
+        elif isinstance(event, Usage):
+            self.events.job_usage(item.job, event.values)
 
     def _ended(self, running: _Running, ended: Ended) -> None:
         item, claim = running.item, running.claim

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdbench.job import Resources
 
 PATIENCE = 64
 """How often others may overtake work that does not fit; from then on everything waits for it, so that it starts."""
@@ -18,9 +22,11 @@ class Demand:
 
     cpus: float = 1.0
     gpus: float = 0.0
-    """Below 1: a share of one device; otherwise a whole number of devices."""
+    """Below 1: a share of one device; otherwise a whole number of devices, which nobody else gets."""
     memory: int = 0
     """Bytes of main memory."""
+    gpu_memory: int = 0
+    """Bytes on each of its devices; without ``gpus``, what share of one device it gets."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,20 @@ class Slot:
     share: float = 1.0
     """Of each of its devices."""
     memory: int = 0
+    gpu_memory: int = 0
+    """On each of its devices."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What there is of one GPU."""
+
+    memory: int = 0
+    """Bytes that nobody has."""
+    total: int = 0
+    """Bytes in all."""
+    share: float = 1.0
+    """1 where nobody has it."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +60,7 @@ class Capacity:
     """What there is to give, in all or at the moment."""
 
     cpus: float
-    gpus: tuple[float, ...] = ()
-    """Free share of each device, 1 where nobody has it."""
+    gpus: tuple[Device, ...] = ()
     memory: int = 0
 
     def take(self, slot: Slot) -> Capacity:
@@ -53,7 +72,12 @@ class Capacity:
         return self._change(slot, 1)
 
     def _change(self, slot: Slot, sign: int) -> Capacity:
-        gpus = tuple(free + sign * slot.share * (number in slot.gpus) for number, free in enumerate(self.gpus))
+        gpus = tuple(
+            Device(device.memory + sign * slot.gpu_memory, device.total, device.share + sign * slot.share)
+            if number in slot.gpus
+            else device
+            for number, device in enumerate(self.gpus)
+        )
         return Capacity(self.cpus + sign * slot.cpus, gpus, self.memory + sign * slot.memory)
 
 
@@ -61,14 +85,24 @@ def fit(demand: Demand, free: Capacity) -> Slot | None:
     """A slot for the demand, or None. A share of a device goes where least is left, so that whole devices stay free."""
     if demand.cpus > free.cpus + TINY or demand.memory > free.memory:
         return None
-    if demand.gpus <= 0:
+    if demand.gpus <= 0 and not demand.gpu_memory:
         return Slot(demand.cpus, memory=demand.memory)
-    share = min(1.0, demand.gpus)
     count = max(1, round(demand.gpus))
-    by_room = sorted((left, number) for number, left in enumerate(free.gpus) if left + TINY >= share)
+    by_room = sorted(
+        (device.share, number, share)
+        for number, device in enumerate(free.gpus)
+        for share in [_share(demand, device)]
+        if device.share + TINY >= share and device.memory >= demand.gpu_memory
+    )[:count]
     if len(by_room) < count:
         return None
-    return Slot(demand.cpus, tuple(sorted(number for _, number in by_room[:count])), share, demand.memory)
+    numbers = tuple(sorted(number for _, number, _ in by_room))
+    return Slot(demand.cpus, numbers, by_room[0][2], demand.memory, demand.gpu_memory)
+
+
+def _share(demand: Demand, device: Device) -> float:
+    """What the demand takes of a device: what it says, or what its memory is of the device's."""
+    return min(1.0, demand.gpus) if demand.gpus > 0 else min(1.0, demand.gpu_memory / max(1, device.total))
 
 
 def pack(ready: Iterable[tuple[Demand, int]], free: Capacity) -> list[tuple[int, Slot]]:
@@ -94,10 +128,16 @@ def pack(ready: Iterable[tuple[Demand, int]], free: Capacity) -> list[tuple[int,
 
 
 def never_fits(demand: Demand, capacity: Capacity) -> str | None:
-    """Why a demand can never be met, or None."""
-    if demand.gpus > 0 and fit(Demand(0, demand.gpus), capacity) is None:
+    """Why a demand can never be met, or None: the end of a sentence that starts with the job."""
+    if (demand.gpus or demand.gpu_memory) and fit(replace(demand, cpus=0, memory=0), capacity) is None:
         have = len(capacity.gpus)
-        return f"asks for {demand.gpus:g} GPU{'s' if demand.gpus > 1 else ''}, but there {_are(have)}"
+        asks = [f"{demand.gpus:g} GPU{'s' if demand.gpus > 1 else ''}"] if demand.gpus else []
+        if demand.gpu_memory:
+            asks.append(f"{_gib(demand.gpu_memory)} of GPU memory")
+            largest = max((device.memory for device in capacity.gpus), default=0)
+            if largest < demand.gpu_memory and have:
+                return f"asks for {' with '.join(asks)}, but there are {_gib(largest)} free at most on one device"
+        return f"asks for {' with '.join(asks)}, but there {_are(have)}"
     if demand.memory > capacity.memory:
         return f"asks for {_gib(demand.memory)} of memory, but there are {_gib(capacity.memory)}"
     return None
@@ -111,11 +151,16 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def demand_of(cpus: float, gpus: float, memory: int | None, capacity: Capacity) -> Demand:
+def equal_share(cpus: float, capacity: Capacity) -> int:
+    """Bytes of main memory in proportion to cores, so that as many jobs fit as there are cores."""
+    return int(capacity.memory * min(cpus, capacity.cpus) / capacity.cpus)
+
+
+def demand_of(asked: Resources, capacity: Capacity) -> Demand:
     """The demand of work with these resources on a machine of this capacity.
 
-    More cores than there are count as all of them. Without a size, memory is a share of the machine's in proportion
-    to the cores, so that as many jobs fit as there are cores.
+    More cores than there are count as all of them. Without a size, memory is an equal share of the machine's.
     """
-    wanted = min(cpus, capacity.cpus)
-    return Demand(wanted, gpus, int(capacity.memory * wanted / capacity.cpus) if memory is None else memory)
+    cpus = min(asked.cpus, capacity.cpus)
+    memory = equal_share(cpus, capacity) if asked.memory is None else asked.memory
+    return Demand(cpus, asked.gpus, memory, asked.gpu_memory or 0)

@@ -85,7 +85,7 @@ def plan_run(
         raise UsageError(plan.problems)
     run = Run(
         id=f"{utcnow():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
-        suite=opened.name,
+        suites={opened.name: [job.id for job in plan.jobs]},
         results=folder,
         jobs=plan.jobs,
         todo=todo,
@@ -151,7 +151,7 @@ def _loop(session: Session, events: Events, workers: int | None) -> Loop:
     common = provenance.of_run()
     context = Context(
         workers=workers,
-        wants_gpus=any(job.resources.gpus for job in jobs),
+        wants_gpus=any(job.resources.on_gpu for job in jobs),
         preload=tuple(dict.fromkeys(name for track in tracks for name in registry.tracks[track].preload)),
         tracks=tracks,
         plugins=session.plugins,

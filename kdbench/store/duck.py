@@ -345,7 +345,8 @@ class DuckStore:
     @hookimpl
     def kdbench_run_started(self, run: Run) -> None:
         """Note which jobs the suite has, and follow the run if there is something to do."""
-        membership.add(run.results, run.suite, (job.id for job in run.jobs), run.tracking)
+        for suite, ids in run.suites.items():
+            membership.add(run.results, suite, ids, run.tracking)
         if run.todo:
             self._followers[run.id] = _Follower(run.results)
 

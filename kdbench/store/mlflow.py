@@ -51,7 +51,8 @@ class MlflowReporter:
     def kdbench_run_started(self, run: Run) -> None:
         """Start the reporter if jobs will run: MLflow is imported while they do."""
         if run.tracking is not None and run.todo:
-            membership.add(run.results, run.suite, (job.id for job in run.jobs), run.tracking)
+            for suite, ids in run.suites.items():
+                membership.add(run.results, suite, ids, run.tracking)
             self._running[run.id] = self._start(run.results, run.tracking)
 
     @hookimpl
@@ -61,7 +62,8 @@ class MlflowReporter:
             return
         reporting = self._running.pop(run.id, None)
         if reporting is None:
-            membership.add(run.results, run.suite, (job.id for job in run.jobs), run.tracking)
+            for suite, ids in run.suites.items():
+                membership.add(run.results, suite, ids, run.tracking)
             if not Cursor.of(run.results, run.tracking).pending(run.results, run.tracking):
                 return
             reporting = self._start(run.results, run.tracking)

@@ -18,7 +18,14 @@ class Terminal(io.StringIO):
 
 def told(stream, tmp_path, jobs, outcomes):
     console = Console(stream)
-    run = Run(id="r", suite="s", results=tmp_path, jobs=jobs, todo=[job.id for job in jobs], workers=2)
+    run = Run(
+        id="r",
+        suites={"s": [job.id for job in jobs]},
+        results=tmp_path,
+        jobs=jobs,
+        todo=[job.id for job in jobs],
+        workers=2,
+    )
     console.kdbench_run_started(run=run)
     for job, outcome in zip(jobs, outcomes, strict=True):
         console.kdbench_job_started(run=run, job=job)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdbench.discovery.extensions import new_manager
 from kdbench.hookspecs import hookimpl
-from kdbench.job import Run
+from kdbench.job import Place, Run
 from kdbench.schedule.events import Events
 from tests.helpers.outcomes import make_job, make_outcome
 
@@ -38,9 +38,9 @@ def test_a_hook_that_raises_is_reported_once_and_left_out(tmp_path, caplog):
     for name, plugin in (("good", good), ("bad", bad), ("last", last)):
         manager.register(plugin, name)
     job = make_job()
-    events = Events(manager, Run(id="r", suite="s", results=tmp_path, jobs=[job], todo=[job.id]))
+    events = Events(manager, Run(id="r", suites={"s": []}, results=tmp_path, jobs=[job], todo=[job.id]))
     events.run_started()
-    events.job_started(job)
+    events.job_started(job, Place(pid=1))
     events.job_finished(job, make_outcome(job))
     events.job_finished(job, make_outcome(job))
     events.run_finished([])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdbench.schedule.packing import PATIENCE, Capacity, Demand, Slot, demand_of, fit, never_fits, pack
+from kdbench.job import Resources
+from kdbench.schedule.packing import PATIENCE, Capacity, Demand, Device, Slot, demand_of, fit, never_fits, pack
 
 GIB = 1 << 30
 
@@ -16,7 +17,10 @@ demands = st.builds(
     memory=st.integers(0, 8).map(lambda gib: gib * GIB),
 )
 capacities = st.builds(
-    Capacity, cpus=st.integers(1, 8), gpus=st.integers(0, 4).map(lambda n: (1.0,) * n), memory=st.just(16 * GIB)
+    Capacity,
+    cpus=st.integers(1, 8),
+    gpus=st.integers(0, 4).map(lambda n: (Device(8 * GIB, 8 * GIB),) * n),
+    memory=st.just(16 * GIB),
 )
 
 
@@ -30,7 +34,7 @@ def test_nothing_is_committed_twice(wanted, capacity):
         free = free.take(slot)
     assert free.cpus >= -1e-9
     assert free.memory >= 0
-    assert all(share >= -1e-9 for share in free.gpus)
+    assert all(device.share >= -1e-9 and device.memory >= 0 for device in free.gpus)
 
 
 @given(st.lists(demands, min_size=1, max_size=30), capacities)
@@ -74,17 +78,17 @@ def test_a_large_job_is_overtaken_only_so_often():
 
 
 def test_shares_of_one_device_are_packed_before_another_is_opened():
-    free = Capacity(cpus=8, gpus=(1.0, 0.5))
+    free = Capacity(cpus=8, gpus=(Device(), Device(share=0.5)))
     assert fit(Demand(1, 0.5), free) == Slot(1, (1,), 0.5)
     assert fit(Demand(1, 1), free) == Slot(1, (0,), 1.0)
     assert fit(Demand(1, 2), free) is None
-    assert fit(Demand(1, 2), Capacity(8, (1.0, 0.3, 1.0))) == Slot(1, (0, 2), 1.0)
+    assert fit(Demand(1, 2), Capacity(8, (Device(), Device(share=0.3), Device()))) == Slot(1, (0, 2), 1.0)
     ten = [(Demand(0.1, 0.1), 0)] * 11
-    assert len(pack(ten, Capacity(cpus=8, gpus=(1.0,)))) == 10, "sums of tenths are not exact"
+    assert len(pack(ten, Capacity(cpus=8, gpus=(Device(),)))) == 10, "sums of tenths are not exact"
 
 
 def test_what_can_never_run_is_said_in_words():
-    capacity = Capacity(cpus=2, gpus=(1.0,), memory=4 * GIB)
+    capacity = Capacity(cpus=2, gpus=(Device(),), memory=4 * GIB)
     assert never_fits(Demand(1, 0.5, GIB), capacity) is None
     assert "2 GPUs, but there is one" in never_fits(Demand(1, 2), capacity)
     assert "1 GPU, but there is none" in never_fits(Demand(1, 1), Capacity(2))
@@ -93,6 +97,8 @@ def test_what_can_never_run_is_said_in_words():
 
 def test_memory_is_shared_equally_unless_asked_for():
     capacity = Capacity(cpus=4, memory=8 * GIB)
-    assert demand_of(1, 0, None, capacity) == Demand(1, 0, 2 * GIB)
-    assert demand_of(1, 0, 3 * GIB, capacity).memory == 3 * GIB
-    assert demand_of(64, 0, None, capacity) == Demand(4, 0, 8 * GIB), "more cores than there are means all of them"
+    assert demand_of(Resources(), capacity) == Demand(1, 0, 2 * GIB)
+    assert demand_of(Resources(memory=3 * GIB), capacity).memory == 3 * GIB
+    assert demand_of(Resources(cpus=64), capacity) == Demand(4, 0, 8 * GIB), (
+        "more cores than there are means all of them"
+    )

@@ -204,7 +204,13 @@ def test_another_process_reads_while_a_run_goes_on(tmp_path: Path, monkeypatch: 
     outcomes = grid({"kd": [0.5] * 60})
     put(tmp_path, outcomes[0])
     duck.sync(tmp_path)
-    run = Run(id="r", suite="toy", results=tmp_path, jobs=[o.job for o in outcomes], todo=[o.id for o in outcomes[1:]])
+    run = Run(
+        id="r",
+        suites={"toy": [o.id for o in outcomes]},
+        results=tmp_path,
+        jobs=[o.job for o in outcomes],
+        todo=[o.id for o in outcomes[1:]],
+    )
     store = duck.DuckStore()
     with subprocess.Popen(
         [sys.executable, "-c", READER, str(tmp_path), "2.5"], stdout=subprocess.PIPE, text=True
@@ -226,7 +232,7 @@ def test_another_process_reads_while_a_run_goes_on(tmp_path: Path, monkeypatch: 
 def test_the_run_gets_the_stores_failure_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duck._Follower, "PAUSE", 0.01)
     (outcome,) = put(tmp_path, make_outcome(make_job()))
-    run = Run(id="r", suite="toy", results=tmp_path, jobs=[outcome.job], todo=[outcome.id])
+    run = Run(id="r", suites={"toy": [outcome.id]}, results=tmp_path, jobs=[outcome.job], todo=[outcome.id])
     store = duck.DuckStore()
     store.kdbench_run_started(run)
     shutil.rmtree(tmp_path / "store", ignore_errors=True)
@@ -238,7 +244,7 @@ def test_the_run_gets_the_stores_failure_at_its_end(tmp_path: Path, monkeypatch:
 
 def test_a_run_without_work_starts_nothing_but_knows_its_jobs(tmp_path: Path) -> None:
     outcomes = put(tmp_path, grid({"kd": [0.5]}))
-    run = Run(id="r", suite="second", results=tmp_path, jobs=[outcomes[0].job], todo=[])
+    run = Run(id="r", suites={"second": [outcomes[0].id]}, results=tmp_path, jobs=[outcomes[0].job], todo=[])
     store = duck.DuckStore()
     store.kdbench_run_started(run)
     store.kdbench_run_finished(run, outcomes)

@@ -19,7 +19,14 @@ from tests.helpers.outcomes import grid, make_job, make_outcome, put
 
 def run_of(results: Path, outcomes: list[Outcome], uri: str | None, *, todo: bool = True) -> Run:
     jobs = [outcome.job for outcome in outcomes]
-    return Run(id="r", suite="toy", results=results, jobs=jobs, todo=[job.id for job in jobs] * todo, tracking=uri)
+    return Run(
+        id="r",
+        suites={"toy": [job.id for job in jobs]},
+        results=results,
+        jobs=jobs,
+        todo=[job.id for job in jobs] * todo,
+        tracking=uri,
+    )
 
 
 def test_cursor_remembers_and_finds_what_is_new(tmp_path: Path) -> None:
