@@ -20,7 +20,7 @@ help:  ## this list
 	@touch $@
 
 .venv/dev: .venv/run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,ray,dev]'
 	@touch $@
 
 run: .venv/run  ## install, then run suites/quickstart.yaml and print its leaderboard

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdbench.leaderboard.frame import results as results
-    from kdbench.schedule.loop import RunResult
-    from kdbench.schedule.session import Stale
+    from kdbench.schedule.result import RunResult
+    from kdbench.schedule.session import Stale, SuiteLike
 
 __all__ = ["results", "run"]
 
 
 def run(
-    suite: str | Path | Mapping[str, Any],
+    suites: SuiteLike | Sequence[SuiteLike],
     *,
     results: str | Path = "results",
     seeds: int | Sequence[int] | None = None,
@@ -29,14 +29,16 @@ def run(
     progress: bool = False,
     hooks: Sequence[object] = (),
 ) -> RunResult:
-    """Run what is missing of a suite and return what came of all its jobs.
+    """Run what is missing of a suite, or of several in one run, and return what came of all their jobs.
 
-    ``suite`` is a path, a name or a mapping with the keys of a suite file. ``seeds`` replaces the suite's: a number
-    of seeds, or the seeds. ``filter`` keeps the jobs whose task, method or label matches. ``workers`` is the number
-    of jobs at once (default: the suite's, or the cores of this machine). ``fresh`` runs everything again,
-    ``retry_failed`` what failed, ``stale="rerun"`` what was made with other code of kdbench. ``plugins`` are files
-    with methods or extensions. ``tracking=False`` leaves MLflow out; a text is a tracking URI. ``progress`` prints
-    what happens. ``hooks`` are objects with event hooks (see ``kdbench.hookspecs``).
+    A suite is a path, a name or a mapping with the keys of a suite file. Several share the machine fairly, and jobs
+    that they have in common run once; they must name the same executor and tracking. ``result.of(name)`` is the part
+    of one. ``seeds`` replaces the suites' own: a number of seeds, or the seeds. ``filter`` keeps the jobs whose task,
+    method or label matches. ``workers`` is the number of jobs at once (default: the suite's, or the cores of this
+    machine). ``fresh`` runs everything again, ``retry_failed`` what failed, ``stale="rerun"`` what was made with
+    other code of kdbench. ``plugins`` are files with methods or extensions. ``tracking=False`` leaves MLflow out; a
+    text is a tracking URI. ``progress`` prints what happens. ``hooks`` are objects with event hooks (see
+    ``kdbench.hookspecs``).
 
     Jobs run in processes of their own that do not import the calling script. Raises ``UsageError`` for bad input and
     ``KeyboardInterrupt`` after Ctrl-C, with what was finished in ``results``; failed jobs are in the result.
@@ -44,7 +46,7 @@ def run(
     from kdbench.schedule.session import execute, plan_run
 
     session = plan_run(
-        suite,
+        suites,
         results=results,
         seeds=seeds,
         filter=filter,
@@ -59,7 +61,7 @@ def run(
     if progress:
         from kdbench.schedule.console import Console
 
-        watchers.append(Console())
+        watchers.append(Console(expected=session.seconds))
     result = execute(session, hooks=watchers, workers=workers)
     if result.signal is not None:
         raise KeyboardInterrupt(f"{len(result.left)} jobs are left")

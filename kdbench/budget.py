@@ -53,6 +53,11 @@ class Budget:
         """Record the absolute value of a meter, such as a number of parameters."""
         self.spent[unit] = value
 
+    def restore(self, spent: Mapping[str, float]) -> None:
+        """Put back what was spent when a checkpoint was written."""
+        self.spent.clear()
+        self.spent.update(spent)
+
     def report(self) -> dict[str, float]:
         """Every meter that was used, by name."""
         return {unit: float(value) for unit, value in sorted(self.spent.items())}

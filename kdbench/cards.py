@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["superior", "noninferior", "ratio"]
+Direction = Literal["max", "min"]
 Source = Literal["code", "paper", "abstract"]
 
 
@@ -24,19 +25,25 @@ class Compare:
 
     ``superior``: better than the reference by more than ``margin``. ``noninferior``: not worse by more than
     ``margin``. ``ratio``: subject / reference is at least ``margin`` (at most, for a metric to minimise).
+
+    An identity is an error metric with a tolerance: ``reference=0.0, kind="noninferior", margin=1e-5,
+    direction="min"``.
     """
 
     metric: str
-    """Name of an official metric or of one that the subject's ``evaluate`` adds."""
+    """Name of an official metric, of one that ``evaluate`` of both sides adds, or of a meter such as ``flops``."""
     subject: str | dict[str, Any]
     """A slug, or ``{"method": slug, "params": {...}}``."""
-    reference: str | dict[str, Any]
-    """As ``subject``."""
+    reference: str | dict[str, Any] | float
+    """As ``subject``, or a number in the metric's own unit."""
     tasks: Sequence[str]
     """Task names or families of the card's track."""
     margin: float = 0.0
     """In the metric's own unit; a factor where ``kind`` is ``ratio``."""
     kind: Kind = "superior"
+    direction: Direction = "max"
+    """Whether more or less is better, of a metric that only methods measure; tasks say it of their own metrics, and
+    of a meter less is better."""
     note: str = ""
     """The paper's statement in a sentence, where the numbers alone do not tell it."""
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from importlib import util
 from itertools import islice
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdbench.cache import file_digest
 from kdbench.errors import Problem, UsageError
-from kdbench.job import Job, Status
+from kdbench.job import Job, Resources, Status
 from kdbench.spec import digest
 from kdbench.store import spool
 
@@ -22,6 +22,113 @@ log = logging.getLogger(__name__)
 
 LOOK_BACK = 2000
 """Outcomes of other plans that an estimate reads at most, so that a plan stays quick in a large results folder."""
+
+LEARNED = ("ok", "oom")
+"""Statuses of outcomes that say something about time or memory."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What past outcomes say about a job; each field is None where they say nothing."""
+
+    seconds: float | None = None
+    """Mean wall-clock time."""
+    memory: int | None = None
+    """Largest peak of main memory, in bytes; where jobs ran out of it, at least what they had by then."""
+    gpu_memory: int | None = None
+    """Largest peak on one GPU, in bytes, as torch counts it."""
+
+
+class Likeness(NamedTuple):
+    """What of a job its time and its memory depend on."""
+
+    on_gpu: bool
+    task: str
+    scale: str
+    method: str
+    spec_digest: str
+    label: str
+
+    @classmethod
+    def of(cls, job: Job) -> Likeness:
+        return cls(job.resources.on_gpu, job.task, job.scale, job.method, job.spec_digest, job.label)
+
+    def kinds(self) -> tuple[Hashable, ...]:
+        """What outcomes are alike in, the most alike first: all but the seed, then other parameters, then other sizes
+        of the task, then any method on it. Nothing that ran on a CPU is like what runs on a GPU."""
+        return self, self[:5], self[:4], self[:3]
+
+
+@dataclass(slots=True)
+class _Sum:
+    """What outcomes that are alike add up to."""
+
+    count: int = 0
+    seconds: float = 0.0
+    memory: int | None = None
+    gpu_memory: int | None = None
+
+    def add(self, other: _Sum) -> None:
+        self.count += other.count
+        self.seconds += other.seconds
+        self.memory = larger(self.memory, other.memory)
+        self.gpu_memory = larger(self.gpu_memory, other.gpu_memory)
+
+
+class Experience:
+    """What outcomes say about the time and the memory of jobs like theirs."""
+
+    def __init__(self) -> None:
+        self._sums: dict[Likeness, _Sum] = {}
+        self._kinds: dict[Hashable, _Sum] = {}
+        """The sums by all that outcomes are alike in; made when they are first asked for, and kept up from then on."""
+        self._expected: dict[Likeness, Expectation] = {}
+
+    def add(self, like: Likeness, status: str, seconds: float, cost: Mapping[str, Any]) -> None:
+        """Learn from an outcome: from one that is ``ok`` its time, and its peaks from that and from one that is
+        ``oom``, which would have needed more. Other outcomes say nothing."""
+        if status not in LEARNED:
+            return
+        memory, gpu_memory = _bytes(cost.get("peak_rss_bytes")), _bytes(cost.get("peak_gpu_bytes"))
+        timed = status == "ok"
+        known = self._sums.get(like)
+        if known is None:
+            known = self._sums[like] = _Sum()
+        new = _Sum(int(timed), seconds if timed else 0.0, memory, gpu_memory)
+        known.add(new)
+        if self._kinds:
+            self._spread(like, new)
+        self._expected.clear()
+
+    def _spread(self, like: Likeness, sums: _Sum) -> None:
+        for kind in like.kinds():
+            self._kinds.setdefault(kind, _Sum()).add(sums)
+
+    def expect(self, like: Likeness) -> Expectation:
+        """What to expect of a job; each field from the most alike outcomes that know it. Equal ones are one object."""
+        if not self._kinds:
+            for other, sums in self._sums.items():
+                self._spread(other, sums)
+        if like not in self._expected:
+            known = [self._kinds[kind] for kind in like.kinds() if kind in self._kinds]
+            self._expected[like] = Expectation(
+                next((alike.seconds / alike.count for alike in known if alike.count), None),
+                next((alike.memory for alike in known if alike.memory is not None), None),
+                next((alike.gpu_memory for alike in known if alike.gpu_memory is not None), None),
+            )
+        return self._expected[like]
+
+
+def _bytes(value: Any) -> int | None:
+    """A meter as bytes; None for one that says nothing."""
+    return int(value) if isinstance(value, int | float) and 0 < value < float("inf") else None
+
+
+def larger(one: int | None, other: int | None) -> int | None:
+    """The larger of two sizes of which either may be unknown."""
+    if one is None or other is None:
+        return other if one is None else one
+    return max(one, other)
 
 
 class History:
@@ -32,56 +139,67 @@ class History:
         self.problems: list[Problem] = []
         """Damaged outcomes; their jobs count as not done."""
         self.done: dict[str, Status] = {}
+        self.experience = Experience()
         self._modules: dict[str, dict[str, str]] = {}
-        self._seconds: dict[Hashable, list[float]] = {}
         names = {folder.name: folder for folder in spool.iter_folders(results)}
         for job in jobs:
-            raw = self._read(names.pop(job.id)) if job.id in names else None
+            raw = self._read(names.pop(job.id), job) if job.id in names else None
             if raw is None:
                 continue
             self.done[job.id] = raw["status"]
             modules = raw.get("provenance", {}).get("modules", {})
             self._modules[job.id] = modules if isinstance(modules, dict) else {}
-        if any(self._guess(job) is None for job in jobs if job.id not in self.done):
+        likes = {Likeness.of(job) for job in jobs if job.id not in self.done}
+        if any(self.experience.expect(like).seconds is None for like in likes):
             for folder in islice(names.values(), LOOK_BACK):
                 self._read(folder)
 
-    def _read(self, folder: Path) -> dict[str, Any] | None:
+    def _read(self, folder: Path, job: Job | None = None) -> dict[str, Any] | None:
+        """The outcome in a folder, learned from; ``job`` is the job of the plan that it is of, if any."""
         try:
             raw = spool.read_raw(folder)
         except UsageError as error:
             self.problems.extend(error.problems)
             return None
-        if raw is not None and raw["status"] == "ok":
-            self._remember(raw)
+        if raw is not None and raw["status"] in LEARNED:
+            self._learn(raw, job)
         return raw
 
-    def _remember(self, raw: dict[str, Any]) -> None:
-        """Keep how long an outcome took; one that does not say it as it should is no help, but no harm either."""
+    def _learn(self, raw: dict[str, Any], planned: Job | None) -> None:
+        """An outcome that does not say what it should is no help to an estimate, but no harm either."""
         try:
-            job = raw["job"]
+            job, cost = raw["job"], raw["cost"]
             taken = datetime.fromisoformat(raw["finished_at"]) - datetime.fromisoformat(raw["started_at"])
-            keys = _keys(job["method"], job["task"], job["spec"]["scale"], digest(job["spec"]))
-        except (KeyError, TypeError, ValueError) as error:
+            on_gpu = bool(job["resources"].get("gpus") or job["resources"].get("gpu_memory"))  # as Resources.on_gpu
+            spec_digest = planned.spec_digest if planned is not None else digest(job["spec"])
+            like = Likeness(on_gpu, job["task"], job["spec"]["scale"], job["method"], spec_digest, job["label"])
+            self.experience.add(like, raw["status"], taken.total_seconds(), cost)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             log.debug("outcome %s says nothing about its time: %s", raw.get("id"), error)
-            return
-        for key in keys:
-            self._seconds.setdefault(key, []).append(taken.total_seconds())
 
-    def _guess(self, job: Job) -> float | None:
-        """Seconds that a job takes: the mean of the most alike past outcomes, or None where there are none."""
-        for key in _keys(job.method, job.task, job.scale, job.spec_digest):
-            if key in self._seconds:
-                return fmean(self._seconds[key])
-        return None
+    def estimate(self, slots: Mapping[Resources, int]) -> tuple[float | None, int]:
+        """Wall-clock seconds of the jobs that are left, and how many of them it leaves out.
 
-    def estimate(self, slots: int) -> tuple[float | None, int]:
-        """Wall-clock seconds of the jobs that are left with ``slots`` at a time, and how many jobs it leaves out."""
-        guesses = [self._guess(job) for job in self.jobs if job.id not in self.done]
-        known = [guess for guess in guesses if guess is not None]
+        ``slots`` says for resources how many jobs that ask for them run at a time if nothing else does.
+        """
+        left = [job for job in self.jobs if job.id not in self.done]
+        expected = [(job, self.experience.expect(Likeness.of(job)).seconds) for job in left]
+        known = [(job, seconds) for job, seconds in expected if seconds is not None]
         if not known:
-            return (None if guesses else 0.0), len(guesses)
-        return max(sum(known) / slots, max(known)), len(guesses) - len(known)
+            return (None if left else 0.0), len(left)
+        packed = sum(seconds / slots[job.resources] for job, seconds in known)
+        return max(packed, *(seconds for _, seconds in known)), len(left) - len(known)
+
+    def expected(self) -> dict[str, Expectation]:
+        """What to expect of every job of the plan, by id; jobs that are alike share it."""
+        found: dict[Hashable, Expectation] = {}
+        by_job: dict[str, Expectation] = {}
+        for job in self.jobs:
+            seeds = job.method, job.spec_digest, job.label, id(job.resources)  # what jobs of one entry share
+            if seeds not in found:
+                found[seeds] = self.experience.expect(Likeness.of(job))
+            by_job[job.id] = found[seeds]
+        return by_job
 
     def stale(self) -> dict[str, list[str]]:
         """For every done job whose outcome was made with other code: the modules whose files differ now."""
@@ -91,11 +209,6 @@ class History:
             if changed:
                 found[id_] = changed
         return found
-
-
-def _keys(method: str, task: str, scale: str, spec_digest: str) -> tuple[Hashable, ...]:
-    """What outcomes are alike in, the most alike first: the very task, then its scale, then any method on it."""
-    return (method, spec_digest), (method, task, scale), (task, scale)
 
 
 @cache

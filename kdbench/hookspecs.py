@@ -102,6 +102,10 @@ class EventHooks:
         """About once a second per job: ``rss_bytes`` and, on GPUs, ``gpu_bytes``, both with its child processes'."""
 
     @hookspec
+    def kdbench_job_stopped(self, run: Run, job: Job) -> None:
+        """An attempt ended without an outcome: the job is tried once more, or left to the next run."""
+
+    @hookspec
     def kdbench_job_finished(self, run: Run, job: Job, outcome: Outcome) -> None:
         """The outcome is in the spool."""
 

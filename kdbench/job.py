@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from kdbench.spec import PROTOCOL, digest
 
@@ -36,6 +36,13 @@ class Resources(BaseModel):
     """Bytes of main memory after which the job ends as ``oom``; null: an equal share of the machine's."""
     gpu_memory: int | None = Field(None, gt=0)
     """Bytes that must be free on each of its devices; alone, without ``gpus``, it asks for a part of one device."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"more than one GPU is a whole number of them, but this is {gpus:g}")
+        return gpus
 
     @property
     def on_gpu(self) -> bool:
@@ -171,6 +178,8 @@ class Run(BaseModel):
     tracking: str | None = None
     """MLflow tracking URI, or None where tracking is off."""
     started_at: datetime = Field(default_factory=utcnow)
+    signal: int | None = None
+    """Number of the signal that interrupted it, once it has ended."""
 
     @property
     def suite(self) -> str:

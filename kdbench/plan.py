@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.cache import Cache
 from kdbench.errors import Problem, UsageError, did_you_mean
-from kdbench.history import History
+from kdbench.history import Expectation, History
 from kdbench.job import Job, Resources, Status
 from kdbench.preflight import preflight
-from kdbench.resolve import PlannedMethod, PlannedTask, Resolver
+from kdbench.resolve import Asked, PlannedMethod, PlannedTask, Resolver
+from kdbench.schedule.packing import TINY
 from kdbench.spec import PROTOCOL, canonical_json
 from kdbench.suite import Suite
 
@@ -60,6 +62,8 @@ class Plan:
     """Jobs that are left and that the estimate does not cover."""
     slots: int = 1
     """Jobs that run at the same time, which the estimate assumes."""
+    expected: dict[str, Expectation] = field(default_factory=dict)
+    """What past outcomes say about the time and the memory of each job, by id."""
 
     @property
     def left(self) -> list[Job]:
@@ -93,16 +97,18 @@ def make_plan(
     cells = resolver.cells(tasks, len(chosen))
     if resolver.problems:
         resolved = {planned.method.key: planned.method for _, planned in cells}
-        _, more = preflight(suite, registry, results, [(task.index, task.spec) for task in tasks], resolved)
+        asked = {Asked.of(suite, task.index, planned.index) for task, planned in cells}
+        _, more = preflight(suite, registry, results, [(task.index, task.spec) for task in tasks], resolved, asked)
         raise UsageError(list(dict.fromkeys([*resolver.problems, *more])))
-    jobs, notes = _jobs(suite, cells, chosen)
+    jobs, notes, asked_by = _jobs(suite, cells, chosen)
     if filter is not None:
         jobs = _filtered(jobs, [filter] if isinstance(filter, str) else filter)
         kept = {job.spec_digest for job in jobs}
         tasks = [task for task in tasks if task.digest in kept]
     history = History(results, jobs)
     used = {job.method: registry.methods[job.method] for job in jobs}
-    slots, problems = preflight(suite, registry, results, [(task.index, task.spec) for task in tasks], used)
+    asked = {asked_by[job.id] for job in jobs}
+    slots, problems = preflight(suite, registry, results, [(task.index, task.spec) for task in tasks], used, asked)
     estimate, unknown = history.estimate(slots)
     return Plan(
         suite=suite,
@@ -115,7 +121,8 @@ def make_plan(
         notes=notes + history.problems,
         tasks=tasks,
         unknown=unknown,
-        slots=slots,
+        slots=_at_once(jobs, slots),
+        expected=history.expected(),
     )
 
 
@@ -133,13 +140,17 @@ def _seeds(suite: Suite, seeds: int | Sequence[int] | None) -> list[int]:
 
 def _jobs(
     suite: Suite, cells: list[tuple[PlannedTask, PlannedMethod]], seeds: Sequence[int]
-) -> tuple[list[Job], list[Problem]]:
-    """Jobs in order, each once, and a note for every entry that asks for work that another one asked for before."""
+) -> tuple[list[Job], list[Problem], dict[str, Asked]]:
+    """Jobs in order, each once, a note for every entry that asks for work that another one asked for before, and by
+    the id of a job what its entries ask for."""
     jobs: dict[str, Job] = {}
     repeated: dict[tuple[str, str], int] = {}
-    resources = Resources(**suite.resources.model_dump())
+    by_entries: dict[tuple[int, int], Asked] = {}
+    asked_by: dict[str, Asked] = {}
     texts: dict[int, str] = {}
     for task, planned in cells:
+        entries = task.index, planned.index
+        asked = by_entries.get(entries) or by_entries.setdefault(entries, Asked.of(suite, *entries))
         method = planned.method
         fragments = {
             "method": canonical_json(method.key),
@@ -151,39 +162,46 @@ def _jobs(
             "protocol": str(PROTOCOL),
         }
         head, tail = _around_seed(fragments)
+        first = Job.model_construct(  # every part is validated already
+            set(),  # which fields were given: nobody asks, and it would take more room than all that jobs do not share
+            method=method.key,
+            method_digest=method.digest,
+            params=planned.params,
+            task=task.spec.name,
+            spec=task.identity,
+            seed=0,
+            track_version=task.version,
+            protocol=PROTOCOL,
+            suite=suite.name,
+            label=planned.label,
+            method_file=method.path,
+            module=method.module,
+            resources=asked.resources,
+            timeout=suite.timeout or task.spec.timeout,
+            heartbeat=suite.heartbeat,
+            checkpoint_every=suite.checkpoint_every,
+            keep=tuple(dict.fromkeys(suite.keep)),
+        )
         for seed in seeds:
             id_ = hashlib.sha256(head + b"%d" % seed + tail).hexdigest()[:16]
             if id_ in jobs:
                 key = (suite.place("methods", planned.index), f"{planned.label} on {task.label}")
                 repeated[key] = repeated.get(key, 0) + 1
                 continue
-            job = Job.model_construct(  # every part is validated already
-                method=method.key,
-                method_digest=method.digest,
-                params=planned.params,
-                task=task.spec.name,
-                spec=task.identity,
-                seed=seed,
-                track_version=task.version,
-                protocol=PROTOCOL,
-                suite=suite.name,
-                label=planned.label,
-                method_file=method.path,
-                module=method.module,
-                resources=resources,
-                timeout=suite.timeout or task.spec.timeout,
-                heartbeat=suite.heartbeat,
-                checkpoint_every=suite.checkpoint_every,
-                keep=tuple(dict.fromkeys(suite.keep)),
-            )
-            job.__dict__["id"] = id_
-            job.__dict__["spec_digest"] = task.digest
+            job = copy(first)
+            job.__dict__.update(seed=seed, id=id_, spec_digest=task.digest)
             jobs[id_] = job
+            asked_by[id_] = asked
     notes = [
         Problem(place, f"{what} is asked for more than once ({count} job{'s' * (count != 1)}); it runs once")
         for (place, what), count in repeated.items()
     ]
-    return list(jobs.values()), notes
+    return list(jobs.values()), notes, asked_by
+
+
+def _at_once(jobs: Sequence[Job], slots: Mapping[Resources, int]) -> int:
+    """How many of the jobs run at the same time, on average."""
+    return max(1, int(len(jobs) / sum(1 / slots[job.resources] for job in jobs) + TINY)) if jobs else 1
 
 
 def _around_seed(fragments: Mapping[str, str]) -> tuple[bytes, bytes]:

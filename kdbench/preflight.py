@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kdbench.errors import Problem, did_you_mean
+from kdbench.job import Resources
 from kdbench.quantities import show_bytes
 from kdbench.schedule import machine
+from kdbench.schedule.packing import TINY
 from kdbench.spec import TaskSpec
 from kdbench.suite import Suite
 
 if TYPE_CHECKING:
     from kdbench.registry import Method, Registry
+    from kdbench.resolve import Asked
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
@@ -30,8 +34,10 @@ def preflight(
     results: Path,
     tasks: Sequence[tuple[int, TaskSpec]],
     methods: Mapping[str, Method],
-) -> tuple[int, list[Problem]]:
-    """How many jobs run at the same time here, and everything that would stop some of them.
+    asked: Collection[Asked],
+) -> tuple[dict[Resources, int], list[Problem]]:
+    """For all resources that are asked for, how many such jobs run at the same time here if no others do, and
+    everything that would stop some jobs.
 
     ``tasks`` are the tasks of the suite with their positions in it.
     """
@@ -51,7 +57,7 @@ def preflight(
                 message = f"{key} imports '{name}', which is not installed"
                 problems.append(Problem(_place_of_method(suite, method), message, install_hint(name)))
     problems += _executor(suite, registry)
-    slots, more = _resources(suite)
+    slots, more = _resources(suite, asked)
     problems += more + _tracking(suite) + _results(results)
     return slots, list(dict.fromkeys(problems))
 
@@ -88,61 +94,95 @@ def _executor(suite: Suite, registry: Registry) -> list[Problem]:
     return [Problem(suite.place("executor", "name"), f"there is no executor '{name}'", hint)]
 
 
-def _resources(suite: Suite) -> tuple[int, list[Problem]]:
+def _resources(suite: Suite, asked: Collection[Asked]) -> tuple[dict[Resources, int], list[Problem]]:
     """Slots of the local executor, and resources that this machine can never give to a job."""
-    asked, options = suite.resources, suite.executor.options
-    cores = machine.cores()
-    workers = options.get("workers")
-    slots = workers if isinstance(workers, int) and not isinstance(workers, bool) and workers > 0 else cores
+    workers = suite.executor.options.get("workers")
+    limit = workers if isinstance(workers, int) and not isinstance(workers, bool) and workers > 0 else machine.cores()
     if suite.executor.name != "local":
-        return max(1, slots), []
-    problems: list[Problem] = []
-    if asked.cpus > cores:
-        message = f"each job asks for {asked.cpus:g} CPU cores, but this machine has {cores}"
-        problems.append(Problem(suite.place("resources", "cpus"), message, "a CPU job computes with one thread anyway"))
-    slots = min(slots, max(1, int(cores / asked.cpus)))
-    memory = machine.memory()
-    if asked.memory is not None and asked.memory > memory:
-        message = f"each job may take {show_bytes(asked.memory)} of memory, but this machine has {show_bytes(memory)}"
-        problems.append(Problem(suite.place("resources", "memory"), message, "ask for less"))
-    if asked.gpus:
-        gpus = gpu_count()
-        if asked.gpus > gpus:
-            there = f"this machine has {gpus}" if gpus else "none is to be seen here"
-            message = f"each job asks for {asked.gpus:g} GPU{'s' * (asked.gpus > 1)}, but {there}"
-            hint = "run it where there are GPUs, or set gpus: 0" if not gpus else "ask for fewer"
-            problems.append(Problem(suite.place("resources", "gpus"), message, hint))
-        slots = min(slots, max(1, int(gpus / asked.gpus)))
-    return max(1, slots), problems
+        return {each.resources: limit for each in asked}, []
+    here = Machine.found(any(each.resources.on_gpu for each in asked))
+    problems = [
+        Problem(each.place(suite, field), message, hint)
+        for each in sorted(asked, key=lambda each: (each.method, each.task))
+        for field, message, hint in here.refuses(each.resources)
+    ]
+    return {each.resources: max(1, min(limit, here.slots(each.resources))) for each in asked}, problems
 
 
-def gpu_count() -> int:
-    """NVIDIA GPUs that a job could use, from NVML or ``/proc`` and without torch; ``CUDA_VISIBLE_DEVICES`` counts."""
-    there = _nvml_count()
-    if there is None:
-        there = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return there
-    named = [part.strip() for part in visible.split(",")]
-    usable = named[: named.index("-1")] if "-1" in named else named  # CUDA ignores what follows an invalid index
-    return min(there, len([part for part in usable if part]))
+@dataclass(frozen=True)
+class Machine:
+    """What this machine has for jobs, as far as it is known without torch."""
+
+    cores: int
+    memory: int
+    gpus: int
+    devices: tuple[machine.Gpu, ...] | None
+    """None: only their number is known."""
+
+    @classmethod
+    def found(cls, on_gpu: bool) -> Machine:
+        """GPUs are looked for only where that matters."""
+        if not on_gpu:
+            return cls(machine.cores(), machine.memory(), 0, ())
+        return cls(machine.cores(), machine.memory(), machine.gpu_count(), machine.listed_gpus())
+
+    def refuses(self, asked: Resources) -> Iterator[tuple[str, str, str]]:
+        """Fields that can never be met here, each with a message and a hint."""
+        if asked.cpus > self.cores:
+            message = f"each job asks for {asked.cpus:g} CPU cores, but this machine has {self.cores}"
+            yield "cpus", message, "a CPU job computes with one thread anyway"
+        if asked.memory is not None and asked.memory > self.memory:
+            there = show_bytes(self.memory)
+            message = f"each job may take {show_bytes(asked.memory)} of memory, but this machine has {there}"
+            yield "memory", message, "ask for less"
+        if asked.on_gpu:
+            yield from self._refuses_gpus(asked)
+
+    def _refuses_gpus(self, asked: Resources) -> Iterator[tuple[str, str, str]]:
+        field = "gpus" if asked.gpus else "gpu_memory"
+        wanted = f"{asked.gpus:g} GPU{'s' * (asked.gpus > 1)}" if asked.gpus else "a part of a GPU"
+        if asked.gpus > self.gpus or not self.gpus:
+            there = f"this machine has {self.gpus}" if self.gpus else "none is to be seen here"
+            hint = "ask for fewer" if self.gpus else "run it where there are GPUs, or set gpus: 0"
+            yield field, f"each job asks for {wanted}, but {there}", hint
+            return
+        if not machine.torch_has_gpus():
+            message = f"each job asks for {wanted}, but the installed torch is built without support for them"
+            yield field, message, "install a build of torch for your GPUs (https://pytorch.org)"
+        devices = self.devices
+        if devices is None:
+            return
+        if asked.gpus > 1 and any(device.instance for device in devices):
+            message = f"each job asks for {wanted}, but of GPUs that are split up (MIG) a process can use only one part"
+            yield field, message, "set gpus: 1, or choose whole GPUs with CUDA_VISIBLE_DEVICES"
+        elif asked.gpu_memory is not None:
+            count = max(1, round(asked.gpus))
+            largest = sorted((device.memory for device in devices), reverse=True)[count - 1]
+            if asked.gpu_memory > largest:
+                where = "the largest GPU has" if count == 1 else f"{count} GPUs have at most"
+                message = f"each job asks for {show_bytes(asked.gpu_memory)} of GPU memory, but {where}"
+                yield "gpu_memory", f"{message} {show_bytes(largest)}", "ask for less, or for more devices with gpus"
+
+    def slots(self, asked: Resources) -> int:
+        """How many jobs with these resources fit beside each other, at least 0; memory of GPUs that is unknown or in
+        use by others now is taken as there."""
+        limits = [self.cores / asked.cpus]
+        if asked.memory is not None:
+            limits.append(self.memory / asked.memory)
+        if asked.gpus >= 1:
+            limits.append(self.gpus / asked.gpus)
+        elif asked.on_gpu:
+            sizes = [device.memory for device in self.devices] if self.devices is not None else [0] * self.gpus
+            limits.append(sum(_per_device(asked, size) for size in sizes))
+        return int(min(limits) + TINY)
 
 
-def _nvml_count() -> int | None:
-    """What NVML counts; None where its bindings or the driver are missing."""
-    if not installed("pynvml"):
-        return None
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        return int(pynvml.nvmlDeviceGetCount())
-    finally:
-        pynvml.nvmlShutdown()
+def _per_device(asked: Resources, size: int) -> int:
+    """Jobs that share one device of ``size`` bytes; 0 bytes: unknown."""
+    shares = [1 / asked.gpus] if asked.gpus else []
+    if asked.gpu_memory is not None:
+        shares.append(size / asked.gpu_memory if size else 1.0)
+    return int(min(shares) + TINY)
 
 
 def _tracking(suite: Suite) -> list[Problem]:

@@ -130,10 +130,18 @@ def module_digests(track: str) -> dict[str, str]:
     n_new = len(sys.modules) - _n_read if len(sys.modules) >= _n_read else len(sys.modules)
     for name in list(islice(reversed(sys.modules), n_new)):
         path = getattr(sys.modules.get(name), "__file__", None) if name.partition(".")[0] == "kdbench" else None
-        if path is not None and path.endswith(".py"):
-            _read.setdefault(name, file_digest(Path(path))[:16])
+        if path is not None and path.endswith(".py") and name not in _read:
+            _read[name] = file_digest(Path(path))[:16]
     _n_read = len(sys.modules)
     return {name: digest for name, digest in sorted(_read.items()) if _counts(name, track)}
+
+
+def forget(modules: Iterable[str]) -> None:
+    """A job is over and these modules were removed from ``sys.modules``: the next job has not used them."""
+    global _n_read
+    for name in modules:
+        _read.pop(name, None)
+    _n_read = len(sys.modules)
 
 
 def _counts(name: str, track: str) -> bool:

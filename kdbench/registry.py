@@ -121,6 +121,17 @@ class Registry:
                 self.manager.register(import_module(module), module)
         return self._named("kdbench_executors")
 
+    @cached_property
+    def for_methods(self) -> pluggy.PluginManager:
+        """All hooks and the extensions, without a method; made once, because that takes longer than small jobs."""
+        manager = pluggy.PluginManager(PROJECT)
+        for hooks in (MethodHooks, ContributionHooks, EventHooks):
+            manager.add_hookspecs(hooks)
+        for name, extension in self.manager.list_name_plugin():
+            if extension is not None:
+                manager.register(extension, name)
+        return manager
+
     def _report(self, *broken: Broken) -> None:
         self.broken += [item for item in broken if item not in self.broken]
 
@@ -274,16 +285,13 @@ def params_class(module: ModuleType) -> type[Params]:
 
 
 def method_manager(module: ModuleType, registry: Registry) -> pluggy.PluginManager:
-    """A manager for one job: all hooks, the extensions and this one method.
+    """A manager for one job: all hooks, the extensions and this one method, which takes the place of the one before.
 
     Raises ``ContractError`` where the module's hooks do not fit the specifications.
     """
-    manager = pluggy.PluginManager(PROJECT)
-    for hooks in (MethodHooks, ContributionHooks, EventHooks):
-        manager.add_hookspecs(hooks)
-    for name, extension in registry.manager.list_name_plugin():
-        if extension is not None:
-            manager.register(extension, name)
+    manager = registry.for_methods
+    if manager.has_plugin("method"):
+        manager.unregister(name="method")
     try:
         manager.register(module, "method")
         manager.check_pending()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench import yamlio
 from kdbench.discovery.params import no_parameter
 from kdbench.errors import Problem, UsageError, did_you_mean, in_order
+from kdbench.job import Resources
 from kdbench.spec import TaskSpec, canonical_json, digest
 from kdbench.suite import MethodChoice, Suite, SuiteError, TaskChoice, load_suite, resolve_suite, suite_of
 from kdbench.yamlio import Document
@@ -60,6 +61,39 @@ class PlannedMethod:
     method: Method
     params: dict[str, Any]
     label: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Resources, and which entries of the suite ask for them together."""
+
+    resources: Resources
+    task: int
+    """Position in the suite's ``tasks``."""
+    method: int
+    """Position in the suite's ``methods``."""
+
+    @classmethod
+    def of(cls, suite: Suite, task: int, method: int) -> Asked:
+        """Field by field, what the method's entry says, or else the task's, or else the suite.
+
+        ``gpus: 0`` means no device at all, so that GPU memory which is asked for further out does not count there.
+        """
+        merged: dict[str, Any] = {}
+        for level in (suite.resources, suite.tasks[task].resources, suite.methods[method].resources):
+            own = level.model_dump(include=level.model_fields_set)
+            if own.get("gpus") == 0:
+                merged.pop("gpu_memory", None)
+            merged |= own
+        return cls(Resources(**merged), task, method)
+
+    def place(self, suite: Suite, field: str) -> str:
+        """``file:line:column`` of the value of a field that counts."""
+        for name, position in (("methods", self.method), ("tasks", self.task)):
+            choice: MethodChoice | TaskChoice = getattr(suite, name)[position]
+            if field in choice.resources.model_fields_set:
+                return suite.place(name, position, "resources", field)
+        return suite.place("resources", field)
 
 
 def open_suite(suite: str | Path | Mapping[str, Any], registry: Registry) -> Suite:

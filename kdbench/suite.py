@@ -45,6 +45,22 @@ class SuiteModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
+def _memory(value: Any) -> Any:
+    return None if value is None else byte_size(value)
+
+
+class SuiteResources(Resources):
+    """Resources as a suite writes them: sizes with units. Fields of a method win over those of its task, and those
+    over the suite's."""
+
+    model_config = ConfigDict(strict=True)
+
+    memory: Annotated[int | None, BeforeValidator(_memory)] = None
+    """Main memory after which a job ends as ``oom``: ``4GiB``, ``10 GB`` or bytes."""
+    gpu_memory: Annotated[int | None, BeforeValidator(_memory)] = None
+    """GPU memory that must be free on each of its devices; alone, without ``gpus``, a part of one device."""
+
+
 class TaskChoice(SuiteModel):
     """A task of a suite: ``vision/digits-gap``, ``llm/instruct@cpu`` or a mapping."""
 
@@ -56,6 +72,8 @@ class TaskChoice(SuiteModel):
     """Fields of the task to change: teacher, student, data, sizes, recipe."""
     budget: dict[str, Amount] = {}
     """Limits that replace the suite's and the task's own, such as ``steps``."""
+    resources: SuiteResources = SuiteResources()
+    """What each job on it occupies; what is left out is the suite's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -80,6 +98,8 @@ class MethodChoice(SuiteModel):
     """Parameters with lists of values: every combination is a method of its own."""
     tasks: Annotated[list[Text], Field(min_length=1)] | None = None
     """Tasks of the suite to run it on (as written there, or ``track/name``); null: all that it supports."""
+    resources: SuiteResources = SuiteResources()
+    """What each of its jobs occupies; what is left out is the task's or the suite's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -94,21 +114,8 @@ class MethodChoice(SuiteModel):
         return self
 
 
-def _memory(value: Any) -> Any:
-    return None if value is None else byte_size(value)
-
-
 def _timeout(value: Any) -> Any:
     return None if value is None else duration(value)
-
-
-class SuiteResources(Resources):
-    """Resources as a suite writes them: sizes with units."""
-
-    model_config = ConfigDict(strict=True)
-
-    memory: Annotated[int | None, BeforeValidator(_memory)] = None
-    """Main memory after which a job ends as ``oom``: ``4GiB``, ``10 GB`` or bytes."""
 
 
 class ExecutorChoice(SuiteModel):

@@ -12,12 +12,14 @@ import logging
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -27,10 +29,13 @@ from kdbench.budget import Budget
 from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, TestDataError
 from kdbench.spec import TaskSpec
+from kdbench.store.spool import CURVE
 from kdbench.training import loop
 
 if TYPE_CHECKING:
+    from kdbench.training.checkpoint import Checkpoints
     from kdbench.training.loop import FitResult, Loss
+    from kdbench.training.state import Stateful
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +61,21 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+class Rng(np.random.Generator):
+    """The generator of numpy, as a class that weak references can point to."""
+
+
 class Task(ABC):
     """One standardized problem, as one job sees it."""
+
+    checkpoints: Checkpoints | None = None
+    """Where :meth:`fit` saves how far it is, for a job that is interrupted."""
+    _parts: frozenset[str] = frozenset()
+
+    def keep(self, checkpoints: Checkpoints) -> None:
+        """Let :meth:`fit` save how far it is; called once, before anybody else has the task."""
+        self.checkpoints = checkpoints
+        self._parts = frozenset(vars(self))
 
     def __init__(
         self,
@@ -82,6 +100,11 @@ class Task(ABC):
         self._report = report
         self._reported = 0.0
         self._curve: list[dict[str, float]] = []
+        self.rows = 0
+        """Points that were added to the curve."""
+        self._muted = False
+        self._issues: Counter[str] = Counter()
+        self._issued: WeakValueDictionary[str, torch.Generator | Rng] = WeakValueDictionary()
         self._teacher: nn.Module | None = None
         self._shared: list[tuple[nn.Module, dict[str, tuple[int, int, bool]]]] = []
         self._scores: dict[int, tuple[Any, Scores]] = {}
@@ -96,11 +119,20 @@ class Task(ABC):
 
     def generator(self, purpose: str) -> torch.Generator:
         """A fresh CPU generator at the start of the stream ``purpose``."""
-        return torch.Generator().manual_seed(self.stream(purpose))
+        made = torch.Generator().manual_seed(self.stream(purpose))
+        self._issued[self._issue(f"torch/{purpose}")] = made
+        return made
 
     def rng(self, purpose: str) -> np.random.Generator:
         """As :meth:`generator`, for numpy."""
-        return np.random.default_rng(self.stream(purpose))
+        made = Rng(np.random.PCG64(self.stream(purpose)))
+        self._issued[self._issue(f"numpy/{purpose}")] = made
+        return made
+
+    def _issue(self, name: str) -> str:
+        """What a generator is known by: its purpose, and how many there were of it before."""
+        self._issues[name] += 1
+        return f"{name}/{self._issues[name]}"
 
     @contextmanager
     def seeded(self, purpose: str) -> Iterator[None]:
@@ -213,6 +245,7 @@ class Task(ABC):
         modules: Iterable[nn.Module] = (),
         ema: float | None = None,
         on_step: Callable[[int], None] | None = None,
+        state: Iterable[Stateful] = (),
         tag: str = "",
         **recipe: Any,
     ) -> FitResult:
@@ -226,6 +259,11 @@ class Task(ABC):
         ``ema`` is the decay of an exponential moving average of the weights, returned in the result.
         ``on_step(step)`` runs after each optimizer step. ``tag`` prefixes the names in the curve.
         Any field of :class:`kdbench.spec.Recipe` may be given by name and wins over the task's.
+
+        A job that is interrupted goes on from its last checkpoint with the same result. For this, what the loss or
+        ``on_step`` change from step to step is declared: ``state`` takes objects with ``state_dict()`` and
+        ``load_state_dict()``, such as modules and :class:`kdbench.training.state.Values`. Where something else that
+        they hold changes, no checkpoint is written, the log says what it is, and an interrupted job starts anew.
 
         Raises ``OverBudget`` before the first step if the limit does not suffice, ``Diverged`` as soon as the loss
         is not finite.
@@ -241,6 +279,7 @@ class Task(ABC):
             modules=tuple(modules),
             ema=ema,
             on_step=on_step,
+            state=tuple(state),
             tag=tag,
         )
 
@@ -316,8 +355,11 @@ class Task(ABC):
 
     def log(self, step: int, **metrics: float | Tensor) -> None:
         """Add values to the job's curve at ``step``. Tensors are converted; not for every step of a long loop."""
+        if self._muted:
+            return
         row = {name: float(value) for name, value in metrics.items()}
         self._curve.append({"step": step, **row})
+        self.rows += 1
         self.progress(step, None, row)
 
     def progress(self, step: int, total: int | None, values: dict[str, float]) -> None:
@@ -332,11 +374,67 @@ class Task(ABC):
         """Append what was logged to ``curve.jsonl``; infinite and undefined values are written as null."""
         if not self._curve:
             return
-        with (self.folder / "curve.jsonl").open("a") as file:
+        with (self.folder / CURVE).open("a") as file:
             for row in self._curve:
                 clean = {name: value if np.isfinite(value) else None for name, value in row.items()}
                 file.write(json.dumps(clean) + "\n")
         self._curve.clear()
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What of the task changes while a job trains, of plain values and tensors; tracks add theirs."""
+        generators = {
+            name: made.get_state() if isinstance(made, torch.Generator) else made.bit_generator.state
+            for name, made in self._issued.items()
+        }
+        return {"budget": dict(self.budget.spent), "generators": generators}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state_dict` gave. Raises ``KeyError`` where a generator is not there any more."""
+        for name, value in state["generators"].items():
+            made = self._issued[name]
+            if isinstance(made, torch.Generator):
+                made.set_state(value)
+            else:
+                made.bit_generator.state = value
+        self.budget.restore(state["budget"])
+
+    def own_parts(self) -> list[Any]:
+        """What belongs to the task and is no state of a method: itself, its parts, shared teachers, generators."""
+        shared = [network for network, _ in self._shared]
+        return [self, self.spec, self.budget, self.cache, *shared, *self._issued.values()]
+
+    def foreign_parts(self) -> dict[str, Any]:
+        """What a method has put on the task, where it does not belong."""
+        return {
+            f"task.{name}": value
+            for name, value in vars(self).items()
+            if name not in self._parts and not hasattr(type(self), name)
+        }
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """While steps are made again that were made before, nothing is logged."""
+        self._muted = True
+        try:
+            yield
+        finally:
+            self._muted = False
+
+    def curve_since(self, rows: int) -> list[str]:
+        """The lines of the curve after the first ``rows``."""
+        self.flush()
+        path = self.folder / CURVE
+        return path.read_text().splitlines()[rows:] if path.exists() else []
+
+    def restore_curve(self, rows: int, lines: Sequence[str]) -> None:
+        """Let the curve have ``lines``, as :meth:`curve_since` gave them, after its first ``rows``."""
+        self.flush()
+        path = self.folder / CURVE
+        before = path.read_text().splitlines()[:rows] if path.exists() else []
+        path.write_text("".join(f"{line}\n" for line in (*before, *lines)))
+        self.rows = rows + len(lines)
 
 
 def _versions(network: nn.Module) -> dict[str, tuple[int, int, bool]]:

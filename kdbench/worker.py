@@ -7,6 +7,7 @@ exception ends here as a recorded outcome. What kills the process is recorded by
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import os
 import random
@@ -29,6 +30,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import kdbench
 from kdbench import provenance as origin
 from kdbench.cache import Cache, file_digest
 from kdbench.errors import ContractError, Diverged, JobError
@@ -38,11 +40,16 @@ from kdbench.registry import Registry, discover, load_method, method_manager, pa
 from kdbench.spec import TaskSpec
 from kdbench.store import spool
 from kdbench.task import Task, count_parameters
+from kdbench.training.checkpoint import Checkpoints, Spent, StartOver
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[int, int | None, dict[str, float]], None]
 
 FRAMES = 12
 """Frames of a recorded traceback, the innermost ones."""
+IMPORTED = ("Baseline", "Compare", "Field", "Paper", "Params", "hookimpl")
+"""What methods import of kdbench."""
 LONGEST_MESSAGE = 4000
 """Characters of a recorded message and of a recorded traceback; the log has the whole."""
 
@@ -67,6 +74,9 @@ def warm(plugins: tuple[Path, ...], tracks: Sequence[str]) -> None:
     No gradient is computed: the threads that it may start would not survive the fork.
     """
     registry = registry_of(plugins)
+    registry.for_methods  # noqa: B018 - made here once, for all jobs
+    for name in IMPORTED:
+        getattr(kdbench, name)
     for name in tracks:
         track = registry.tracks[name]
         named(track.spec)
@@ -133,6 +143,11 @@ class _Found:
     gate: list[str] = field(default_factory=list)
     """Why a board of the task would say nothing."""
 
+    @property
+    def resumed(self) -> list[dict[str, int]]:
+        """Where trainings went on from a checkpoint."""
+        return [] if self.task is None or self.task.checkpoints is None else self.task.checkpoints.resumed
+
 
 def run_job(
     job: Job,
@@ -148,7 +163,8 @@ def run_job(
 ) -> Outcome:
     """Run a job in this process, write its ``outcome.json`` into ``folder`` last, and return what was written.
 
-    ``folder`` is made where it is missing and should be empty. ``device`` is ``"cpu"`` or ``"cuda"``. ``plugins``
+    ``folder`` is made where it is missing and should be empty but for a checkpoint, from which the job goes on.
+    ``device`` is ``"cpu"`` or ``"cuda"``. ``plugins``
     are files given with ``--plugin``; ``registry`` replaces what is discovered from them. ``provenance`` is what
     the coordinator collected once for all jobs; without it, it is collected here.
 
@@ -163,8 +179,16 @@ def run_job(
     with repeatable():
         try:
             registry = registry if registry is not None else registry_of(tuple(plugins))
-            found.task = make_task(job, folder, device, cache, report, registry=registry)
-            _run(job, found.task, registry, found)
+            while True:
+                found.task = make_task(job, folder, device, cache, report, registry=registry)
+                if job.checkpoint_every is not None:
+                    found.task.keep(Checkpoints(folder, every=job.checkpoint_every, job=job, device=device))
+                try:
+                    _run(job, found.task, registry, found)
+                    break
+                except StartOver as reason:
+                    log.warning("the checkpoint is left out, the job starts anew: %s", reason)
+                    spool.empty(folder, keep=(spool.LOG,))
         except KeyboardInterrupt:
             raise
         except BaseException as exception:  # noqa: BLE001 - SystemExit and all else that a method can raise
@@ -184,7 +208,7 @@ def run_job(
         extra=found.extra if status == "ok" else {},
         cost=found.cost,
         error=error,
-        artifacts=artifacts(folder),
+        artifacts=spool.artifacts(folder),
         started_at=started_at,
         finished_at=later(started_at, time.perf_counter() - started),
         attempts=attempt,
@@ -193,9 +217,12 @@ def run_job(
             "device": origin.device_name(device),
             "modules": origin.module_digests(job.track),
             **({"gate": found.gate} if found.gate else {}),
+            **({"resumed": found.resumed} if found.resumed else {}),
         },
     )
     spool.write_outcome(folder, outcome)
+    if found.task is not None and found.task.checkpoints is not None:
+        found.task.checkpoints.discard()
     return outcome
 
 
@@ -211,9 +238,10 @@ def _run(job: Job, task: Task, registry: Registry, found: _Found) -> None:
         with repeatable():  # what train changes globally does not reach the evaluation
             model = manager.hook.train(task=task, params=params)
     finally:
-        elapsed = time.perf_counter() - started
+        before = Spent() if task.checkpoints is None else task.checkpoints.before
+        elapsed = before.wall + time.perf_counter() - started
         gpus = max(1, math.ceil(job.resources.gpus))
-        on_device = elapsed * gpus if task.device.type == "cuda" else _cpu_seconds() - processor
+        on_device = elapsed * gpus if task.device.type == "cuda" else before.processor + _cpu_seconds() - processor
         found.cost |= {"train_seconds": elapsed, "device_seconds": on_device}
 
     task.check(model)
@@ -316,12 +344,6 @@ def _cost(task: Task | None) -> dict[str, float]:
         if task.device.type == "cuda":
             cost["peak_gpu_bytes"] = float(torch.cuda.max_memory_allocated())
     return cost
-
-
-def artifacts(folder: Path) -> list[str]:
-    """Files that a job left in its folder, relative to it, but for its outcome and its log."""
-    files = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in files if name not in (spool.OUTCOME, spool.LOG))
 
 
 def later(moment: datetime, seconds: float) -> datetime:

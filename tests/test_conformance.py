@@ -1,8 +1,12 @@
-"""Every method keeps the contract: it runs on the smallest task it belongs to, within budget, reproducibly."""
+"""Every method keeps the contract: it runs on the smallest task it belongs to, within budget, reproducibly.
+
+The second run of each is interrupted somewhere and goes on from its checkpoint.
+"""
 
 from __future__ import annotations
 
 import json
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +17,14 @@ from kdbench.job import Job, Outcome
 from kdbench.registry import Method, Registry, discover
 from kdbench.spec import TaskSpec
 from kdbench.worker import run_job
+from tests.helpers.interrupting import curve, meters, run_in_two
+
+WITHOUT_CHECKPOINTS = {
+    "llm/student_init": "trains nothing",
+    "llm/teacher": "trains nothing",
+    "vision/teacher": "trains nothing",
+}
+"""Methods that start from the top when they were interrupted, and why."""
 
 
 @cache
@@ -84,6 +96,17 @@ def test_method(key: str, tmp_path: Path):
     assert Outcome.model_validate(stored) == outcome
     assert (tmp_path / "first" / "model").is_dir()
 
-    again = run(method, spec, tmp_path / "again")
-    assert again.metrics == outcome.metrics, "the same seed gives the same metrics"
+    total = int(outcome.cost.get("steps", 0) + outcome.cost.get("aux_steps", 0))
+    somewhere = 1 + zlib.crc32(key.encode()) % max(1, total - 1)
+    again, stopped_after = run_in_two(job_of(method, spec, 0), tmp_path / "again", somewhere)
+    assert again.status == "ok", f"{again.error}"
+    assert again.metrics == outcome.metrics, "the same seed gives the same metrics, and so does going on"
     assert again.extra == outcome.extra
+    assert meters(again) == meters(outcome)
+    assert curve(tmp_path / "again") == curve(tmp_path / "first")
+    assert again.artifacts == outcome.artifacts
+    if key not in WITHOUT_CHECKPOINTS:
+        assert stopped_after, "it writes no checkpoint: declare its state, or say in WITHOUT_CHECKPOINTS why not"
+        assert again.provenance["resumed"], "it went on from its checkpoint"
+    else:
+        assert not stopped_after

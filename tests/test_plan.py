@@ -9,11 +9,10 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from kdbench import history, plan, preflight
+from kdbench import plan
 from kdbench.cache import Cache
 from kdbench.errors import UsageError
 from kdbench.history import module_digest
@@ -21,12 +20,9 @@ from kdbench.job import Job
 from kdbench.plan import make_plan
 from kdbench.registry import Registry
 from kdbench.spec import digest
-from kdbench.suite import load_suite, suite_of
+from kdbench.suite import load_suite
 from tests.helpers import outcomes
-from tests.helpers.suites import toy_registry
-from tests.toytrack import write_method
-
-BASE: dict[str, Any] = {"tasks": ["toy/line@smoke"], "methods": ["plain"], "seeds": 1}
+from tests.helpers.suites import planner, registry_of, toy_registry
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +32,7 @@ def registry(tmp_path_factory) -> Registry:
 
 @pytest.fixture
 def planned(registry, tmp_path):
-    def make(data=None, results=tmp_path, registry=registry, **options):
-        return make_plan(
-            suite_of({**BASE, **(data or {})}), registry, results, cache=Cache(tmp_path / "cache"), **options
-        )
-
-    return make
+    return planner(registry, tmp_path)
 
 
 def ids(found: plan.Plan) -> list[str]:
@@ -154,16 +145,9 @@ def test_a_method_s_file_changes_its_own_jobs_alone(planned, tmp_path):
     before = ids(planned(both, registry=toy_registry(folder)))
     path = folder / "plain.py"
     path.write_text(path.read_text() + "\n# edited\n")
-    after = ids(planned(both, registry=toy_registry_of(folder)))
+    after = ids(planned(both, registry=registry_of(folder)))
     assert before[0] != after[0]
     assert before[1] == after[1]
-
-
-def toy_registry_of(folder: Path) -> Registry:
-    from kdbench.registry import discover
-    from tests.toytrack import EXTENSION
-
-    return discover([EXTENSION, folder])
 
 
 def test_versions_of_shared_code_change_every_id(planned, registry, monkeypatch):
@@ -348,104 +332,12 @@ def test_a_damaged_outcome_is_noted_and_its_job_is_left(planned, tmp_path):
     assert "damaged outcome" in str(found.notes[0])
 
 
-def test_the_digest_of_a_module_is_of_its_file_and_imports_nothing():
-    assert module_digest("kdbench.job") == history.file_digest(Path(history.__file__).with_name("job.py"))[:16]
-    assert module_digest("kdbench.schedule") is not None
-    assert module_digest("kdbench.none") is None
-    assert module_digest("no_such_package.x") is None
-
-
-def test_time_is_estimated_from_the_most_alike_outcomes(planned, tmp_path):
-    data = {
-        "tasks": ["line@smoke", "bare@smoke"],
-        "methods": ["plain", "tuned"],
-        "executor": {"name": "local", "workers": 1},
-    }
-    jobs = planned(data).jobs
-    assert (planned(data).estimate_seconds, planned(data).unknown) == (None, 4)
-    outcomes.put(tmp_path, outcomes.make_outcome(jobs[0], 0.5, minutes=2))
-    found = planned(data)
-    assert (found.estimate_seconds, found.unknown) == (120, 2)  # tuned on line as plain on line; bare unknown
-    outcomes.put(tmp_path, outcomes.make_outcome(planned(data, seeds=[9]).jobs[1], 0.5, minutes=5))
-    assert planned(data).estimate_seconds == 300  # another seed of the very method
-    outcomes.put(tmp_path, [outcomes.make_outcome(job) for job in jobs])
-    assert planned(data).estimate_seconds == 0
-
-
 def test_missing_teachers_are_known_from_the_cache(planned, tmp_path):
     data = {"tasks": ["line@smoke", "line@cpu", "bare"]}
     (need,) = planned(data).teachers  # both scales share a teacher, bare has none
     assert (need.task, need.kind, need.present) == ("toy/line", "teacher", False)
     Cache(tmp_path / "cache").get(need.kind, need.key, lambda folder: (folder / "x").write_text("x"))
     assert planned(data).teachers[0].present
-
-
-# --- this machine -----------------------------------------------------------------------------------------------------
-
-
-def machine_problems(found: plan.Plan) -> list[str]:
-    return [str(problem) for problem in found.problems]
-
-
-def test_a_suite_that_fits_has_no_problems(planned):
-    assert planned().problems == []
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        ({"executor": "lokal"}, "there is no executor 'lokal' (did you mean 'local'?)"),
-        ({"resources": {"cpus": 1000}}, "each job asks for 1000 CPU cores, but this machine has"),
-        ({"resources": {"memory": "900 TB"}}, "each job may take 818.5 TiB of memory, but this machine has"),
-        ({"tracking": "runs"}, "'runs' is a folder, and MLflow no longer keeps runs in folders"),
-        ({"tracking": "file:///runs"}, "MLflow no longer keeps runs in folders"),
-        ({"tracking": "htp://host"}, "'htp://host' is no tracking URI: MLflow does not know the scheme 'htp'"),
-        (
-            {"tasks": [{"task": "line@smoke", "override": {"requires": ["no_such_module"]}}]},
-            "toy/line needs the package 'no_such_module' (pip install no-such-module)",
-        ),
-        (
-            {"tasks": [{"task": "line@smoke", "override": {"requires": ["json"]}}], "executor": "none"},
-            "there is no executor 'none'",
-        ),
-    ],
-)
-def test_what_this_machine_does_not_have(planned, data, expected):
-    (problem,) = machine_problems(planned(data))
-    assert expected in problem
-
-
-@pytest.mark.parametrize(("there", "visible", "count"), [(2, None, 2), (2, "1", 1), (4, "0,2,-1,3", 2), (2, "", 0)])
-def test_gpus_are_counted_without_torch(planned, monkeypatch, there, visible, count):
-    monkeypatch.setattr(preflight, "_nvml_count", lambda: there)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert preflight.gpu_count() == count
-    fits = planned({"resources": {"gpus": 0.25}})
-    assert bool(fits.problems) == (count == 0)
-    (problem,) = machine_problems(planned({"resources": {"gpus": 9}}))
-    assert ("each job asks for 9 GPUs, but this machine has" in problem) == (count > 0)
-
-
-def test_a_method_s_missing_package_is_named(planned, tmp_path):
-    folder = tmp_path / "needy"
-    path = write_method(folder, "needy")
-    path.write_text("import no_such_module\n" + path.read_text())
-    (problem,) = machine_problems(planned({"methods": ["needy"]}, registry=toy_registry_of(folder)))
-    assert "toy/needy imports 'no_such_module', which is not installed (pip install no-such-module)" in problem
-
-
-def test_extras_of_kdbench_are_named_as_such():
-    assert preflight.install_hint("mlxtend") == "pip install 'kdbench[data]'"
-
-
-def test_results_must_be_a_folder_that_can_be_written(planned, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("x")
-    for results in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        assert f"{tmp_path}/file: is not a folder" in str(preflight._results(results)[0])
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    assert "the results folder cannot be written" in str(planned(results=tmp_path / "new" / "results").problems[0])
 
 
 def test_a_plan_is_json(planned):

@@ -47,7 +47,9 @@ def test_seeds_are_a_number_or_a_list(given, seeds):
 
 
 def test_quantities_have_units():
-    suite = suite_of({**MINIMAL, "resources": {"memory": "4GiB", "gpus": 0.25}, "timeout": "1h30m"})
+    resources = {"memory": "4GiB", "gpus": 0.25, "gpu_memory": "10 GB"}
+    suite = suite_of({**MINIMAL, "resources": resources, "timeout": "1h30m"})
+    assert suite.resources.gpu_memory == 10**10
     assert suite.resources.memory == 4 * 2**30
     assert suite.resources.gpus == 0.25
     assert suite.timeout == 5400
@@ -90,6 +92,11 @@ def test_an_executor_has_options_of_its_own():
         ("budget: 200", "3:9: 'budget' must be a mapping of keys to values, but is the number 200"),
         ("resources: {memory: 4GX}", "3:21: 'resources.memory': 'GX' in '4GX' is not a unit of bytes; expected"),
         ("resources: {cpus: '1'}", "3:19: 'resources.cpus' must be a number, but is the text '1' (write the number"),
+        (
+            "resources: {gpus: 1.5}",
+            "3:19: 'resources.gpus': more than one GPU is a whole number of them, but this is 1.5",
+        ),
+        ("resources: {gpu_memory: 0}", "3:25: 'resources.gpu_memory': a size is above 0 bytes, but this is 0"),
         ("resources: {gpu: 1}", "3:13: unknown key 'gpu' in 'resources' (did you mean 'gpus'"),
         ("timeout: 10 moons", "3:10: 'timeout': 'moons' in '10 moons' is not a unit of time; expected"),
         ("keep: modle", "3:7: 'keep' must be 'model', but is the text 'modle' (did you mean 'model'?)"),

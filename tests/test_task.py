@@ -154,6 +154,13 @@ def test_the_curve_is_written_with_undefined_values_as_null(tmp_path):
     assert len(reports) == 1, "progress is reported at most twice a second"
 
 
+def test_progress_says_how_many_steps_there_are(tmp_path):
+    reports = []
+    task = toy(tmp_path, report=lambda *args: reports.append(args))
+    task.fit(task.student(), lambda model, batch: model(batch).square().mean(), steps=3)
+    assert reports[0][:2] == (1, 3), "from the first step on"
+
+
 def test_artifacts_live_in_the_folder_of_the_job(tmp_path):
     path = toy(tmp_path).artifact("grids/first.png")
     assert path == tmp_path / "artifacts" / "grids" / "first.png"

@@ -6,6 +6,7 @@ EACL 2021; the schedule here is the simplest one, a straight line.
 
 from kdbench import Baseline, Field, Params, hookimpl
 from kdbench.losses.logits import cross_entropy, kd_kl
+from kdbench.training.state import Values
 
 CARD = Baseline(
     slug="annealed_kd",
@@ -27,10 +28,10 @@ class AnnealedParams(Params):
 
 @hookimpl
 def train(task, params):
-    student, total, done = task.student(), task.budget.steps(), 0
+    student, total, progress = task.student(), task.budget.steps(), Values(done=0)
 
     def loss(model, batch):
-        temperature = params.start + (params.end - params.start) * done / total
+        temperature = params.start + (params.end - params.start) * progress.done / total
         logits = model(batch.x)
         return {
             "ce": (1 - params.weight) * cross_entropy(logits, batch.y),
@@ -38,10 +39,9 @@ def train(task, params):
         }
 
     def count(step):
-        nonlocal done
-        done = step
+        progress.done = step
 
-    task.fit(student, loss, on_step=count)
+    task.fit(student, loss, on_step=count, state=[progress])
     return student
 
 

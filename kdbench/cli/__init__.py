@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -14,7 +15,7 @@ from kdbench import __version__
 from kdbench.cli.common import ExitCode, report
 from kdbench.errors import UsageError
 
-VERBS = ("listing", "suites", "run", "results", "maintenance")
+VERBS = ("listing", "suites", "run", "watch", "results", "claims", "maintenance")
 """Modules with verbs, in the order of the help; each has ``register(app)``."""
 
 
@@ -71,4 +72,6 @@ def _options(
 
 def main() -> None:
     """Entry point of the command ``kdbench``."""
+    # plans and boards make hundreds of thousands of objects that stay: by default each of them is looked at many times
+    gc.set_threshold(50_000, 20, 50)
     make_app()()

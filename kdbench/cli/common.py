@@ -15,6 +15,8 @@ import typer
 from kdbench.errors import Problem, UsageError, plain
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from kdbench.registry import Registry
 
 
@@ -38,6 +40,7 @@ Results = Annotated[
 ]
 """Default: ``DEFAULT_RESULTS``."""
 DEFAULT_RESULTS = Path("results")
+Id = Annotated[str, typer.Argument(metavar="ID", help="A job; the beginning of its id is enough.")]
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="PATH", help="A plugin's file, or a folder of them; may be given again."),
@@ -105,7 +108,9 @@ def table(
     """
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
-        _draw(columns, cells, title, right)
+        from rich.console import Console
+
+        Console().print(drawn(columns, cells, title=title, right=right))
         return
     if title:
         typer.echo(title)
@@ -118,15 +123,17 @@ def table(
         typer.echo("  ".join(padded).rstrip())
 
 
-def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], title: str, right: Sequence[str]) -> None:
+def drawn(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], *, title: str = "", right: Sequence[str] = ()
+) -> Table:
+    """The table that a terminal gets."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    made = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for name in columns:
-        drawn.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
+        made.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
     for row in cells:
-        drawn.add_row(*(Text(cell) for cell in row))  # Text: brackets in cells are no markup
-    Console().print(drawn)
+        made.add_row(*(Text(cell) for cell in row))  # Text: brackets in cells are no markup
+    return made

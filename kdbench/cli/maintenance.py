@@ -55,7 +55,7 @@ def gc(
     cache: Folder = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """Free the disk: interrupted jobs, temporary and damaged files, old cache entries. Never outcomes."""
+    """Free the disk: interrupted jobs, states of old runs, temporary and damaged files, old cache. Never outcomes."""
     from kdbench.errors import Problem, UsageError
     from kdbench.paths import cache_root
     from kdbench.quantities import byte_size, duration, show_bytes

@@ -1,4 +1,4 @@
-"""Verbs that read results: leaderboard, sql, show, logs, compare."""
+"""Verbs that read results: leaderboard, compare, sql, show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kdbench.cli.common import DEFAULT_RESULTS, Json, Results, complain, print_json, table
+from kdbench.cli.common import DEFAULT_RESULTS, Id, Json, Results, complain, print_json, table
 from kdbench.errors import plain
 
 if TYPE_CHECKING:
@@ -26,12 +26,11 @@ FormatOption = Annotated[
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there instead.")]
 Task = Annotated[str | None, typer.Option("--task", metavar="TASK", help="track/name or name, with @scale for one.")]
 Metric = Annotated[str | None, typer.Option("--metric", help="Default: the headline metric of each task.")]
-Id = Annotated[str, typer.Argument(metavar="ID", help="A job; the beginning of its id is enough.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module."""
-    for verb in (leaderboard, compare, sql, show, logs):
+    for verb in (leaderboard, compare, sql, show):
         app.command()(verb)
 
 
@@ -213,28 +212,6 @@ def show(id: Id, as_json: Json = False, results: Results = DEFAULT_RESULTS) -> N
         f"device {plain(outcome.provenance.get('device', 'unknown'))}; artifacts: "
         f"{plain(', '.join(outcome.artifacts)) or 'none'}"
     )
-
-
-def logs(
-    id: Id,
-    tail: Annotated[int | None, typer.Option("--tail", "-n", min=1, help="The last lines only.")] = None,
-    results: Results = DEFAULT_RESULTS,
-) -> None:
-    """What a job wrote to its log."""
-    from kdbench.errors import UsageError
-    from kdbench.store import spool
-
-    path = spool.find_job(results, id) / spool.LOG
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        raise UsageError("this job wrote no log", place=str(path)) from None
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror or error}", place=str(path)) from error
-    lines = text.splitlines()
-    for line in lines[-tail:] if tail else lines:
-        # a terminal must not take what a method printed for commands; a file gets it as it is
-        print(plain(line.expandtabs()) if sys.stdout.isatty() else line)
 
 
 def _format(format: Format | None, output: Path | None) -> Format:

@@ -1,4 +1,4 @@
-"""``kdbench run``: what is missing of a suite, with progress, a summary at the end and an exit code."""
+"""``kdbench run``: what is missing of suites, with progress, a summary at the end and an exit code."""
 
 from __future__ import annotations
 
@@ -19,19 +19,26 @@ from kdbench.cli.common import (
     print_json,
 )
 from kdbench.cli.results import print_boards
-from kdbench.cli.suites import Filters, Seeds, SuiteName, plan_data, show_plan
+from kdbench.cli.suites import Filters, Seeds, plan_data, show_plan
 
 if TYPE_CHECKING:
     from kdbench.leaderboard.boards import Board
-    from kdbench.schedule.loop import RunResult
+    from kdbench.schedule.result import RunResult
+    from kdbench.schedule.session import Session
 
 
 def register(app: typer.Typer) -> None:
     app.command()(run)
 
 
+Suites = Annotated[
+    list[str],
+    typer.Argument(metavar="SUITE...", help="Files of suites, or names of such that come with kdbench; one or more."),
+]
+
+
 def run(
-    suite: SuiteName,
+    suites: Suites,
     results: Results = DEFAULT_RESULTS,
     filters: Filters = None,
     seeds: Seeds = None,
@@ -48,13 +55,16 @@ def run(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Run what is missing of a suite. Exit code 0: every job is ok; 1: some failed; 2: bad input; 130: Ctrl-C."""
+    """Run what is missing of suites. Exit code 0: every job is ok; 1: some failed; 2: bad input; 130: Ctrl-C.
+
+    Several suites share the machine fairly, and jobs that they have in common run once.
+    """
     from kdbench.schedule.console import Console
     from kdbench.schedule.session import execute, plan_run
     from kdbench.suite import parse_seeds
 
     session = plan_run(
-        suite,
+        suites,
         results=results,
         seeds=None if seeds is None else parse_seeds(seeds),
         filter=filters,
@@ -69,16 +79,17 @@ def run(
     )
     if dry_run:
         if as_json:
-            print_json({**plan_data(session.plan), "to_run": session.run.todo})
+            print_json(_planned(session))
             return
-        show_plan(session.plan)
+        for plan in session.plans:
+            show_plan(plan)
         typer.echo(f"this command would run {_jobs(len(session.run.todo))}")
-        for problem in session.plan.problems:
+        for problem in session.problems:
             complain("warning", problem)
         return
-    for note in session.plan.notes:
+    for note in session.notes:
         complain("note", note)
-    result = execute(session, hooks=[Console()], workers=workers)
+    result = execute(session, hooks=[Console(expected=session.seconds)], workers=workers)
     if as_json:
         print_json(_data(result))
     else:
@@ -98,18 +109,33 @@ def _jobs(number: int) -> str:
     return f"{number} job" + "s" * (number != 1)
 
 
+def _planned(session: Session) -> dict[str, Any]:
+    """What a dry run tells programs: the plan, or those of several suites."""
+    plans = [plan_data(plan) for plan in session.plans]
+    return {**(plans[0] if len(plans) == 1 else {"ok": True, "suites": plans}), "to_run": session.run.todo}
+
+
 def _data(result: RunResult) -> dict[str, Any]:
+    """What came of a run, for programs: the whole, and each of its suites."""
+    run = result.run
     return {
-        "run": result.run.id,
-        "suite": result.run.suite,
-        "results": str(result.run.results),
+        "run": run.id,
+        "suite": run.suite,
+        "results": str(run.results),
+        **_numbers(result),
+        "suites": {name: _numbers(result.of(name)) for name in run.suites},
+        "interrupted": result.signal is not None,
+        "exit_code": result.exit_code,
+    }
+
+
+def _numbers(result: RunResult) -> dict[str, Any]:
+    return {
         "jobs": len(result.run.jobs),
         "ran": len(result.run.todo) - len(result.left),
         "ok": sum(status == "ok" for status in result.statuses.values()),
         "failed": {job.id: result.statuses[job.id] for job in result.failed},
         "left": [job.id for job in result.left],
-        "interrupted": result.signal is not None,
-        "exit_code": result.exit_code,
     }
 
 
@@ -117,14 +143,27 @@ def _data(result: RunResult) -> dict[str, Any]:
 
 
 def _summary(result: RunResult, results: Path) -> None:
-    """The leaderboard of the suite's tasks, what failed, where everything is and what to type next."""
+    """For each suite its leaderboard, what failed and its page; then where everything is and what to type next."""
     from kdbench.leaderboard.page import page_path
 
+    parts = [result.of(name) for name in result.run.suites]
+    for part in parts:
+        _one_suite(part, results)
+    typer.echo(f"results: {results / 'jobs'} (one folder per job), {results / 'kdbench.duckdb'}")
+    for part in parts:
+        page = page_path(results, part.run.suite)
+        if page.exists():
+            typer.echo(f"page: {page}")
+    typer.echo(f"next: {_next(result, results)}")
+
+
+def _one_suite(result: RunResult, results: Path) -> None:
     run, left, failed = result.run, len(result.left), len(result.failed)
-    if len(result.statuses) > failed:
+    ok = sum(status == "ok" for status in result.statuses.values())
+    if ok:
         print_boards(_boards(result))
     ran = len(run.todo) - left
-    said = [f"{_jobs(len(run.jobs))}: {len(result.statuses) - failed} ok"]
+    said = [f"{_jobs(len(run.jobs))}: {ok} ok"]
     said += [f"{failed} failed"] if failed else []
     said += [f"{left} left"] if left else []
     typer.echo(f"{run.suite}: {', '.join(said)} ({ran} of them now)" if ran else f"{run.suite}: {', '.join(said)}")
@@ -133,11 +172,6 @@ def _summary(result: RunResult, results: Path) -> None:
         typer.echo(f"kdbench logs {job.id}{_where(results)}")
     if failed > 5:
         typer.echo(f"  and {failed - 5} more")
-    typer.echo(f"results: {results / 'jobs'} (one folder per job), {results / 'kdbench.duckdb'}")
-    page = page_path(results, run.suite)
-    if page.exists():
-        typer.echo(f"page: {page}")
-    typer.echo(f"next: {_next(result, results)}")
 
 
 def _next(result: RunResult, results: Path) -> str:
@@ -145,7 +179,7 @@ def _next(result: RunResult, results: Path) -> str:
         return f"the same command runs the {_jobs(len(result.left))} that are left: {_command()}"
     if result.failed:
         return f"{_command('--retry-failed')} runs the failed jobs again"
-    return f"kdbench leaderboard --suite {shlex.quote(result.run.suite)}{_where(results)}"
+    return "; ".join(f"kdbench leaderboard --suite {shlex.quote(name)}{_where(results)}" for name in result.run.suites)
 
 
 def _command(*more: str) -> str:
@@ -158,10 +192,11 @@ def _where(results: Path) -> str:
 
 
 def _boards(result: RunResult) -> list[Board]:
-    """The boards of the tasks of this run's jobs, by their headline metrics."""
+    """The boards of the tasks of one suite's jobs, by their headline metrics."""
     from kdbench.leaderboard.boards import Selection, load_boards
     from kdbench.store import duck
 
     digests = {job.spec_digest for job in result.run.jobs}
-    found = duck.query(result.run.results, lambda con: load_boards(con, Selection(suite=result.run.suite)))
+    selection = Selection(suite=result.run.suite)
+    found = duck.query(result.run.results, lambda con: load_boards(con, selection), refresh=False)
     return [board for board in found if board.spec_digest in digests]

@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from typing import Any, get_args
 
-from kdbench.cards import Baseline, Card, Compare, Kind, Paper, Source
+from kdbench.cards import Baseline, Card, Compare, Direction, Kind, Paper, Source
 from kdbench.discovery.literals import Names, NotLiteral, Text, literal
 from kdbench.discovery.records import Flaw
 from kdbench.errors import did_you_mean
@@ -92,6 +92,10 @@ def _subject(value: Any) -> str:
     return "" if isinstance(value, str) and value else f"must name a method, not {value!r}"
 
 
+def _reference(value: Any) -> str:
+    return "" if isinstance(value, int | float) and not isinstance(value, bool) else _subject(value)
+
+
 CHECKS: dict[type, dict[str, Check]] = {
     Card: {
         "slug": _slug,
@@ -114,10 +118,11 @@ CHECKS: dict[type, dict[str, Check]] = {
     Compare: {
         "metric": _filled,
         "subject": _subject,
-        "reference": _subject,
+        "reference": _reference,
         "tasks": _some_texts,
         "margin": _number,
         "kind": _one_of(*get_args(Kind)),
+        "direction": _one_of(*get_args(Direction)),
         "note": _text,
     },
 }

@@ -18,7 +18,7 @@ from kdbench.hookspecs import PROJECT, ContributionHooks, EventHooks
 
 CORE = ("kdbench.tracks", "kdbench.shipped")
 """Parts of kdbench that are extensions like any other, and light to import."""
-EXECUTORS = ("kdbench.schedule.local",)
+EXECUTORS = ("kdbench.schedule.local", "kdbench.schedule.ray")
 """As :data:`CORE`, but imported only where a run needs an executor."""
 
 

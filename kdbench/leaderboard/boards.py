@@ -9,7 +9,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -151,8 +151,7 @@ class Selection:
         raise UsageError(f"no results fit {given} together")
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Job(NamedTuple):
     id: str
     spec_digest: str
     method: str
@@ -231,7 +230,7 @@ def _jobs(con: duckdb.DuckDBPyConnection, selection: Selection, metric: str | No
             f"WHERE current AND {where} {order}"
         )
         rows = con.execute(source, [metric, *values]).fetchall()
-    return [_Job(*row) for row in rows]
+    return [_Job._make(row) for row in rows]
 
 
 def _check_metric(con: duckdb.DuckDBPyConnection, selection: Selection, metric: str, jobs: Sequence[_Job]) -> None:
@@ -308,7 +307,7 @@ def _board(
                 method=method,
                 label=max(group, key=lambda job: job.finished_at).label,
                 params=json.loads(params),
-                score=statistics.mean_interval(values) if n else None,
+                score=None,
                 values=values,
                 n_failed=failures.total(),
                 failures=dict(failures),
@@ -317,6 +316,9 @@ def _board(
                 mixed=sorted({part for job in group for part in mixed.get(job.id, ())}),
             )
         )
+    scores = statistics.mean_intervals(np.array([row.values for row in rows]).reshape(len(rows), len(seeds)))
+    for row, score in zip(rows, scores, strict=True):
+        row.score = score
     lower, upper = about.get("bounds") or (None, None)
     board = Board(
         task=str(spec["name"]),
@@ -367,8 +369,9 @@ def _compare(board: Board) -> None:
     floor, ceiling = reference(board, board.floor), reference(board, board.ceiling)
     if floor is None or ceiling is None:
         return
-    for row in board.rows:
-        row.gap = statistics.gap_closed(row.values, floor.values, ceiling.values, board.direction, board.resolution)
+    gaps = statistics.gaps_closed(values, floor.values, ceiling.values, board.direction, board.resolution)
+    for row, gap in zip(board.rows, gaps, strict=True):
+        row.gap = gap
 
 
 def reference(board: Board, slug: str) -> Row | None:

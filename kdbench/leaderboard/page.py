@@ -1,4 +1,4 @@
-"""The results page of a suite: its boards in Markdown, kept beside the results.
+"""The results pages of a run's suites: boards and claims of each in Markdown, kept beside the results.
 
 An implementation of the event hooks like any other; extensions add to the page through ``kdbench_report_sections``.
 """
@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pluggy
 
@@ -19,7 +20,12 @@ from kdbench.hookspecs import hookimpl
 from kdbench.job import Outcome, Run
 from kdbench.leaderboard.boards import Selection, load_boards
 from kdbench.leaderboard.render import boards_markdown
-from kdbench.store import duck
+from kdbench.store import duck, spool
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from kdbench.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +36,32 @@ def page_path(results: Path, suite: str) -> Path:
 
 
 class ResultsPage:
-    """Writes the page at the end of a run that made something new, or where the page is missing."""
+    """Writes the page of each suite at the end of a run, unless there is one of this state of the store."""
 
-    def __init__(self, manager: pluggy.PluginManager) -> None:
+    def __init__(self, manager: pluggy.PluginManager, registry: Registry | None = None) -> None:
+        """``registry``: whose cards' claims are looked at; default: of everything that is installed."""
         self.manager = manager
+        self.registry = registry
 
     @hookimpl(trylast=True)
     def kdbench_run_finished(self, run: Run, outcomes: Sequence[Outcome]) -> None:
-        path = page_path(run.results, run.suite)
-        if not len(outcomes) or (path.exists() and not run.todo):
+        if not len(outcomes):
             return
-        boards = duck.query(run.results, lambda con: load_boards(con, Selection(suite=run.suite)))
-        parts = [f"# {plain(run.suite)}\n", boards_markdown(boards)]
+        for suite, ids in run.suites.items():
+            path = page_path(run.results, suite)
+            if _is_current(path, run.results):
+                continue
+            if any((spool.job_folder(run.results, id) / spool.OUTCOME).exists() for id in ids):
+                self._write(run, suite, path)
+
+    def _write(self, run: Run, suite: str, path: Path) -> None:
+        def work(con: duckdb.DuckDBPyConnection) -> tuple[str, str]:
+            return boards_markdown(load_boards(con, Selection(suite=suite))), self._claims(con, run, suite)
+
+        boards, claims = duck.query(run.results, work)
+        parts = [f"# {plain(suite)}\n", boards]
+        if claims:
+            parts.append(f"## Claims\n\n{claims}")
         for extension, sections in contributions(self.manager, "kdbench_report_sections", results=run.results):
             if isinstance(sections, Broken):
                 log.warning("%s: %s", sections.place, sections.reason)
@@ -51,6 +71,26 @@ class ResultsPage:
             except (TypeError, ValueError):
                 log.warning("%s: its kdbench_report_sections returned no mapping of titles to texts", extension)
         path.parent.mkdir(parents=True, exist_ok=True)
-        work = path.with_suffix(".tmp")
-        work.write_text("\n".join(parts), encoding="utf-8")
-        os.replace(work, path)
+        spool.write_whole(path, "\n".join(parts))
+        state = duck.state_of(duck.published_path(run.results))
+        os.utime(path, ns=(state, state))
+
+    def _claims(self, con: duckdb.DuckDBPyConnection, run: Run, suite: str) -> str:
+        """What the suite's tasks say about the claims of its methods, in Markdown."""
+        from kdbench.leaderboard.claims import load_claims
+        from kdbench.leaderboard.claimtext import claims_markdown
+        from kdbench.registry import discover
+
+        if self.registry is None:
+            self.registry = discover()
+        ids = set(run.suites[suite])
+        jobs = [job for job in run.jobs if job.id in ids]
+        digests = {job.spec_digest for job in jobs}
+        found = load_claims(con, self.registry, methods={job.method for job in jobs})
+        return claims_markdown([finding for finding in found if finding.jobs and finding.spec_digest in digests])
+
+
+def _is_current(path: Path, results: Path) -> bool:
+    """Whether a page was made of the store as it is published now."""
+    published = duck.published_path(results)
+    return path.exists() and published.exists() and duck.state_of(path) == duck.state_of(published)

@@ -21,6 +21,8 @@ from scipy.special import stdtr, stdtrit
 
 Values = NDArray[np.float64]
 Direction = Literal["max", "min"]
+Family = Literal["method", "board"]
+"""Which comparisons are corrected together: those of one method, or all of a board."""
 
 LEVEL = 0.95
 """Of every interval."""
@@ -28,6 +30,8 @@ ALPHA = 0.05
 """Level of every test, after correction."""
 FEWEST_EQUAL = 3
 """Seeds whose differences must agree to count as certain, where the resolution of the metric is unknown."""
+_BLOCK = 256
+"""Methods whose tests are made together."""
 _ROUNDING = 1e-12
 """Differences below this fraction of the compared values are equal up to rounding."""
 
@@ -64,19 +68,46 @@ def t_quantile(n: int, level: float = LEVEL) -> float:
 def mean_interval(values: Values, level: float = LEVEL) -> Estimate:
     """Mean of the finite values (n,) with the interval mean ± t(n - 1) s / sqrt(n).
 
+    Of five values it covers, at 95 %: 93 to 97 % for normal values, for accuracies over 50 examples or more (unless
+    fewer than one of them is missed: 91 % at 0.99 of 50, as seeds often agree there), and for values as skewed as a
+    lognormal with σ = 0.3; it is too short for heavier tails (92 % at σ = 0.5, 82 % at σ = 1).
+
     Raises ``ValueError`` where no value is finite.
     """
-    kept = values[np.isfinite(values)]
-    n = len(kept)
-    if n == 0:
+    (estimate,) = mean_intervals(values[None], level)
+    if estimate is None:
         raise ValueError("an interval needs at least one finite value")
-    if n == 1:
-        return Estimate(float(kept[0]), None, None, 1)
-    if np.ptp(kept) == 0:  # the mean of equal values may differ from them by rounding
-        return Estimate(float(kept[0]), float(kept[0]), float(kept[0]), n)
-    mean = float(kept.mean())
-    half = t_quantile(n, level) * float(kept.std(ddof=1)) / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half, n)
+    return estimate
+
+
+def mean_intervals(values: Values, level: float = LEVEL) -> list[Estimate | None]:
+    """:func:`mean_interval` of each row of ``values`` (M, n); None for a row without a finite value."""
+    here = np.isfinite(values)
+    counts = here.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.where(here, values, 0.0).sum(axis=1) / counts
+        halves = _half(np.where(here, values - means[:, None], 0.0), counts, level)
+    least = np.where(here, values, np.inf).min(axis=1, initial=np.inf)
+    equal = least == np.where(here, values, -np.inf).max(axis=1, initial=-np.inf)
+    means = np.where(equal, least, means)  # the mean of equal values may differ from them by rounding
+    return _estimates(means, np.where(equal, 0.0, halves), counts)
+
+
+def _half(residuals: Values, counts: NDArray[np.int64], level: float, least: Values | float = 0.0) -> Values:
+    """Half the width (M,) of Student's interval: from residuals (M, n), 0 where missing, of deviation >= ``least``."""
+    spread = np.maximum(np.sqrt((residuals**2).sum(axis=1) / (counts - 1)), least)
+    half: Values = stdtrit(np.maximum(counts - 1, 1), 0.5 + level / 2) * spread / np.sqrt(counts)
+    return half
+
+
+def _estimates(means: Values, halves: Values, counts: NDArray[np.int64]) -> list[Estimate | None]:
+    found: list[Estimate | None] = []
+    for mean, half, n in zip(means.tolist(), halves.tolist(), counts.tolist(), strict=True):
+        if n == 0:
+            found.append(None)
+        else:
+            found.append(Estimate(mean, mean - half, mean + half, n) if n > 1 else Estimate(mean, None, None, 1))
+    return found
 
 
 def paired_difference(a: Values, b: Values, resolution: float = 0.0, level: float = LEVEL) -> Difference:
@@ -89,43 +120,78 @@ def paired_difference(a: Values, b: Values, resolution: float = 0.0, level: floa
     estimate = mean_interval(a - b, level)
     if estimate.n < 2:
         return Difference(estimate.mean, None, None, estimate.n, None)
-    _, p = _tests(a[None], b, resolution)
+    _, p = _test(a, b, resolution)
     half = max(estimate.half or 0.0, t_quantile(estimate.n, level) * resolution / math.sqrt(estimate.n))
-    known = float(p[0]) if np.isfinite(p[0]) else None
+    known = p if math.isfinite(p) else None
     return Difference(estimate.mean, estimate.mean - half, estimate.mean + half, estimate.n, known)
 
 
-def _tests(a: Values, b: Values, resolution: float) -> tuple[Values, Values]:
-    """Means and two-sided p-values of the paired t tests of each row of ``a`` (m, n) with ``b`` (n,).
+def _test(a: Values, b: Values, resolution: float) -> tuple[float, float]:
+    """Mean and two-sided p-value of the paired t test of ``a`` with ``b`` (n,), as :func:`_tests`."""
+    means, p = _tests(a[None], b[None], resolution)
+    return float(means[0, 0]), float(p[0, 0])
 
-    NaN in either is no pair. p is NaN for fewer than two pairs, and where equal differences are no test (see above).
+
+def _tests(a: Values, b: Values, resolution: float, level: float = 1.0) -> tuple[Values, Values]:
+    """Means of ``a - b`` and two-sided p-values of the paired t tests (k, m) of rows of a (k, n) with rows of b (m, n).
+
+    NaN in either is no pair. p is NaN for fewer than two pairs, and where equal differences are no test (see above);
+    p-values beyond ``level`` are given as 1, which spares the time that they take.
     """
-    differences = a - b
-    present = np.isfinite(differences)
-    counts = present.sum(axis=1)
-    filled = np.where(present, differences, 0.0)
+    here_a, here_b = np.isfinite(a), np.isfinite(b)
+    a, b = np.where(here_a, a, 0.0), np.where(here_b, b, 0.0)
+    whole = bool(here_a.all() and here_b.all())
+    there_a, there_b = here_a.astype(np.float64), here_b.astype(np.float64)
+    counts = there_a @ there_b.T
     # differences below the rounding of the values themselves are none
-    rounding = _ROUNDING * np.where(present, np.maximum(np.abs(a), np.abs(b)), 0.0).max(axis=1, initial=0.0)
+    largest = [np.abs(values).max(axis=1, initial=0.0) for values in (a, b)]
+    rounding = _ROUNDING * np.maximum.outer(*largest)
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = filled.sum(axis=1) / counts
+        means = (a @ there_b.T - there_a @ b.T) / counts
         means = np.where(np.abs(means) <= rounding, 0.0, means)
-        residual = np.where(present, differences - means[:, None], 0.0)
-        spread = np.sqrt((residual**2).sum(axis=1) / (counts - 1))
-        spread = np.maximum(spread, resolution)
+        squares = np.zeros_like(means)
+        for seed in range(a.shape[1]):  # by seeds: all at once would take n times the memory
+            residual = np.subtract.outer(a[:, seed], b[:, seed]) - means
+            squares += residual**2 if whole else residual**2 * np.outer(there_a[:, seed], there_b[:, seed])
+        spread = np.maximum(np.sqrt(squares / (counts - 1)), resolution)
         certain = np.where(means == 0, 0.0, np.where(counts >= FEWEST_EQUAL, np.inf, np.nan))
         t = np.where(spread <= rounding, certain, np.abs(means) * np.sqrt(counts) / spread)
-        p = 2 * stdtr(np.maximum(counts - 1, 1), -t)
-    return means, np.where(counts >= 2, p, np.nan)
+    p = np.where((counts >= 2) & ~np.isnan(t), 1.0, np.nan)
+    freedom = np.maximum(np.arange(a.shape[1] + 1) - 1, 1)
+    critical = stdtrit(freedom, 1 - level / 2)[counts.astype(np.int64)]
+    needed = np.isfinite(p) & (t >= critical * (1 - 1e-9))
+    p[needed] = 2 * stdtr(counts[needed] - 1, -t[needed])
+    return means, p
 
 
 def holm(p: Values) -> Values:
-    """Holm's step-down adjusted p-values (Holm 1979) of one family (m,); NaN are no members and stay NaN."""
-    adjusted = np.full(p.shape, np.nan)
-    members = np.flatnonzero(np.isfinite(p))
-    order = members[np.argsort(p[members], kind="stable")]
-    steps = p[order] * (len(order) - np.arange(len(order)))
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0) if len(order) else steps
+    """Holm's step-down adjusted p-values (Holm 1979) of one family (m,), or of each row (families, m).
+
+    NaN are no members and stay NaN.
+    """
+    order = np.argsort(p, axis=-1, kind="stable")  # NaN last
+    ordered = np.take_along_axis(p, order, axis=-1)
+    steps = ordered * (np.isfinite(p).sum(axis=-1, keepdims=True) - np.arange(p.shape[-1]))
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0), axis=-1)
     return adjusted
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which methods the tests of a board separate; arrays (M, M), the row being the method whose family it is."""
+
+    better: NDArray[np.bool_]
+    """[i, j]: in the family of i, j is significantly better than i."""
+    worse: NDArray[np.bool_]
+    """[i, j]: in the family of i, j is significantly worse than i."""
+    tested: NDArray[np.bool_]
+    """[i, j]: there is a test of i and j (two seeds in common)."""
+
+    @property
+    def separated(self) -> NDArray[np.bool_]:
+        """Symmetric: the families of both methods separate the two."""
+        return (self.better & self.worse.T) | (self.worse & self.better.T)
 
 
 class Rank(NamedTuple):
@@ -140,30 +206,66 @@ class Rank(NamedTuple):
         return str(self.best) if self.best == self.worst else f"{self.best}-{self.worst}"
 
 
-def separated(
-    values: Values, direction: Direction, resolution: float = 0.0, alpha: float = ALPHA
-) -> list[tuple[int, int] | None]:
-    """For each method, how many others are significantly (better, worse); the family of a method are its comparisons.
+def separations(
+    values: Values,
+    direction: Direction,
+    resolution: float = 0.0,
+    alpha: float = ALPHA,
+    family: Family = "method",
+) -> Pairs:
+    """Who is significantly better than whom: (M, M) for ``values`` (M, seeds), see :class:`Pairs`.
 
-    ``values`` is (methods, seeds). A method's paired differences to all others, over the seeds that both have, are
-    tested with two-sided t tests and corrected by Holm's procedure within that family, so that for each method
-    the chance to put any other wrongly above or below it is at most ``alpha``. None for a method that no test
-    compares with any other (fewer than two seeds in common), unless it is alone.
+    Paired differences over the seeds that both have are tested with two-sided t tests, corrected by Holm's procedure.
+
+    ``family="method"``: the comparisons of each method are a family of their own, so that for each method the chance
+    to put any other wrongly above or below it is at most ``alpha`` (marginal confidence sets of ranks: Mogstad,
+    Romano, Shaikh, Wilhelm 2024). Over a whole board more goes wrong: of ten equal methods with five seeds, one pair at
+    least is separated on a fifth of the boards. ``family="board"``: all pairs are one family, so that this happens on
+    at most ``alpha`` of the boards (simultaneous confidence sets); it finds less, with 226 methods and five seeds only
+    differences of nineteen deviations, where a method's own family finds six.
     """
-    sign = 1.0 if direction == "max" else -1.0
-    counts: list[tuple[int, int] | None] = []
-    for index in range(len(values)):
-        others = np.delete(values, index, axis=0)
-        if len(others) == 0:
-            counts.append((0, 0))
-            continue
-        means, p = _tests(sign * others, sign * values[index], resolution)
-        if not np.isfinite(p).any():
-            counts.append(None)
-            continue
-        significant = holm(p) < alpha
-        counts.append((int((significant & (means > 0)).sum()), int((significant & (means < 0)).sum())))
-    return counts
+    ordered = values if direction == "max" else -values
+    m = len(values)
+    means, p = np.full((m, m), np.nan), np.full((m, m), np.nan)
+    for start in range(0, m, _BLOCK):  # all pairs of a large sweep at once would take gigabytes
+        rows, columns = slice(start, start + _BLOCK), slice(start, m)
+        found, tested = _tests(ordered[columns], ordered[rows], resolution, alpha)
+        means[rows, columns], p[rows, columns] = found.T, tested.T
+        means[columns, rows], p[columns, rows] = -found, tested
+    np.fill_diagonal(p, np.nan)
+    if family == "board":
+        upper = np.triu_indices(m, 1)
+        adjusted = np.full((m, m), np.nan)
+        adjusted[upper] = holm(p[upper])
+        adjusted.T[upper] = adjusted[upper]
+    else:
+        adjusted = holm(p)
+    significant = np.nan_to_num(adjusted, nan=1.0) < alpha
+    return Pairs(
+        better=significant & (np.nan_to_num(means) > 0),
+        worse=significant & (np.nan_to_num(means) < 0),
+        tested=np.isfinite(p),
+    )
+
+
+def separated(
+    values: Values,
+    direction: Direction,
+    resolution: float = 0.0,
+    alpha: float = ALPHA,
+    family: Family = "method",
+) -> list[tuple[int, int] | None]:
+    """For each method, how many others are significantly (better, worse), by :func:`separations`.
+
+    None for a method that no test compares with any other (fewer than two seeds in common), unless it is alone.
+    """
+    pairs = separations(values, direction, resolution, alpha, family)
+    if len(values) == 1:
+        return [(0, 0)]
+    return [
+        (int(better.sum()), int(worse.sum())) if tested.any() else None
+        for better, worse, tested in zip(pairs.better, pairs.worse, pairs.tested, strict=True)
+    ]
 
 
 def ranks(
@@ -172,6 +274,7 @@ def ranks(
     direction: Direction,
     resolution: float = 0.0,
     alpha: float = ALPHA,
+    family: Family = "method",
 ) -> list[Rank | None]:
     """The range of ranks of each method (see :func:`separated`); ranges overlap where differences do not separate.
 
@@ -182,7 +285,7 @@ def ranks(
     offset = 0
     for group in (np.flatnonzero(complete), np.flatnonzero(~complete)):
         with_values = group[np.isfinite(values[group]).any(axis=1)] if len(group) else group
-        counts = separated(values[with_values], direction, resolution, alpha)
+        counts = separated(values[with_values], direction, resolution, alpha, family)
         for index, count in zip(with_values, counts, strict=True):
             if count is not None:
                 better, worse = count
@@ -198,9 +301,9 @@ def separates(
 
     A ceiling without any spread counts for all seeds (see :func:`over_seeds`).
     """
-    means, p = _tests(over_seeds(ceiling, floor)[None], floor, resolution)
-    better = means[0] > 0 if direction == "max" else means[0] < 0
-    return bool(better and np.isfinite(p[0]) and p[0] < alpha)
+    mean, p = _test(over_seeds(ceiling, floor), floor, resolution)
+    better = mean > 0 if direction == "max" else mean < 0
+    return better and p < alpha
 
 
 def over_seeds(fixed: Values, like: Values) -> Values:
@@ -225,23 +328,29 @@ def gap_closed(
     sample variance of (m - f - R (c - f)) / mean(c - f) over the seeds, of which the deviation is at least
     ``resolution`` / mean(c - f) but for floor and ceiling themselves, which are 0 and 1 by definition. None where
     floor and ceiling do not separate (:func:`separates`) or the three have no seed in common.
+
+    At five seeds it covers 93 to 97 % where floor and ceiling are clearly apart. Where they barely separate (the test
+    finds a gap four times in five), it covers 92 to 97 % of the gaps that are shown, and with a fixed ceiling and
+    scores as skewed as a lognormal with σ = 0.5 it covers 92 to 94 %.
     """
+    return gaps_closed(method[None], floor, ceiling, direction, resolution)[0]
+
+
+def gaps_closed(
+    values: Values, floor: Values, ceiling: Values, direction: Direction, resolution: float = 0.0
+) -> list[Estimate | None]:
+    """:func:`gap_closed` of each method of ``values`` (M, seeds)."""
     if not separates(ceiling, floor, direction, resolution):
-        return None
+        return [None] * len(values)
     ceiling = over_seeds(ceiling, floor)
-    common = np.isfinite(method) & np.isfinite(floor) & np.isfinite(ceiling)
-    n = int(common.sum())
-    if n == 0:
-        return None
-    gain = method[common] - floor[common]
-    width = ceiling[common] - floor[common]
-    if width.mean() == 0:
-        return None
-    ratio = float(gain.mean() / width.mean()) + 0.0  # no negative zero
-    if n == 1:
-        return Estimate(ratio, None, None, 1)
-    linear = (gain - ratio * width) / width.mean()
-    by_definition = np.array_equal(gain, width) or not gain.any()
-    least = 0.0 if by_definition else resolution / abs(float(width.mean()))
-    half = t_quantile(n) * max(float(linear.std(ddof=1)), least) / math.sqrt(n)
-    return Estimate(ratio, ratio - half, ratio + half, n)
+    common = np.isfinite(values) & np.isfinite(floor) & np.isfinite(ceiling)
+    counts = common.sum(axis=1)
+    gain, width = (np.where(common, over - floor, 0.0) for over in (values, ceiling))
+    by_definition = (gain == width).all(axis=1) | ~gain.any(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        below = width.sum(axis=1) / counts
+        ratios = gain.sum(axis=1) / counts / below + 0.0  # no negative zero
+        linear = (gain - ratios[:, None] * width) / below[:, None]
+        linear -= np.where(common, linear.sum(axis=1, keepdims=True) / counts[:, None], 0.0)
+        halves = _half(linear, counts, LEVEL, np.where(by_definition, 0.0, resolution / np.abs(below)))
+    return _estimates(ratios, halves, np.where(below == 0, 0, counts))

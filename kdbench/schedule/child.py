@@ -1,4 +1,4 @@
-"""The process of one job, from the fork to its end.
+"""The process of one job, or of one job after the other, from the fork to its end.
 
 It leads a session of its own, prints into a pipe that the fork server reads, computes with one thread, sees only the
 devices it was given, ignores Ctrl-C (the coordinator decides what that means) and dies with the fork server.
@@ -6,7 +6,6 @@ devices it was given, ignores Ctrl-C (the coordinator decides what that means) a
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import json
 import os
@@ -14,11 +13,12 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PR_SET_PDEATHSIG = 1
-"""``prctl(2)``: the signal that this process gets when the thread that forked it ends."""
+from kdbench.schedule import processes
+from kdbench.schedule.attempts import occupying
 
 LONGEST_PROGRESS = 4096
 """Bytes of one message of progress: Linux's ``PIPE_BUF``, up to which writes of several processes do not mix."""
@@ -33,10 +33,50 @@ def run(order: Mapping[str, Any], output: int, progress: int) -> int:
     ``output`` is the pipe for what is printed, ``progress`` the one for messages; every other descriptor of the fork
     server is closed already.
     """
+    _enter(order, output)
+    _limit(order)
+    _do(order, progress)
+    return 0
+
+
+def serve(order: Mapping[str, Any], output: int, progress: int, control: Connection) -> int:
+    """As :func:`run`, then what comes over ``control``, until a job is not ``ok`` or does not leave the process clean.
+
+    What a job did to the process is undone before the end of the job is told (:class:`~kdbench.schedule.clean.Clean`).
+    """
+    # imported here, after the fork, because only workers need it
+    from kdbench.schedule.clean import Clean
+
+    _enter(order, output)
+    before = Clean()
+    while True:
+        _limit(order)
+        if not _do(order, progress):
+            return 0
+        left_behind, problems = before.restore(Path(json.loads(order["job"])["method_file"]).parent)
+        _watch_faults()
+        if problems:
+            print(f"[kdbench] the next job gets another process: {'; '.join(problems)}", file=sys.stderr)
+            return 0
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        control.send_bytes(json.dumps({"event": "done", "peak": peak, "left_behind": left_behind}).encode())
+        try:
+            order = json.loads(control.recv_bytes())
+        except EOFError:
+            return 0
+        control.send_bytes(json.dumps({"event": "taken"}).encode())
+        before.begin()
+
+
+def _enter(order: Mapping[str, Any], output: int) -> None:
+    """Make a job's process of a copy of the fork server."""
     _detach(order["parent"])
     _redirect(output)
-    _limit(order["memory"])
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(order["gpus"])
+
+
+def _do(order: Mapping[str, Any], progress: int) -> bool:
+    """Run the job or make its teacher; whether the outcome is ``ok``. Raises what stops a teacher."""
     # imported before the fork; here only so that listing executors does not import torch
     from kdbench import worker
     from kdbench.job import Job
@@ -45,21 +85,22 @@ def run(order: Mapping[str, Any], output: int, progress: int) -> int:
     folder = Path(order["folder"])
     plugins = [Path(path) for path in order["plugins"]]
     device = "cuda" if order["gpus"] else "cpu"
-    if order["kind"] == "prepare":
-        worker.prepare(job, folder, device=device, plugins=plugins)
-        return 0
-    outcome = worker.run_job(
-        job,
-        folder,
-        device=device,
-        plugins=plugins,
-        report=Reporter(order["id"], progress),
-        provenance=order["provenance"],
-        attempt=order["attempt"],
-    )
+    with occupying(folder):
+        if order["kind"] == "prepare":
+            worker.prepare(job, folder, device=device, plugins=plugins)
+            return True
+        outcome = worker.run_job(
+            job,
+            folder,
+            device=device,
+            plugins=plugins,
+            report=Reporter(order["id"], progress),
+            provenance=order["provenance"],
+            attempt=order["attempt"],
+        )
     if outcome.error is not None:
         print(outcome.error.traceback or f"{outcome.error.type}: {outcome.error.message}", file=sys.stderr)
-    return 0
+    return outcome.status == "ok"
 
 
 def _detach(parent: int) -> None:
@@ -67,14 +108,14 @@ def _detach(parent: int) -> None:
     for number in (signal.SIGTERM, signal.SIGCHLD, DUMP_SIGNAL):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(1)
+    processes.die_with(parent)
+    processes.adopt_orphans()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    score = Path("/proc/self/oom_score_adj")
-    if score.exists():
-        score.write_text("500")  # short of memory, the kernel ends a job rather than the coordinator
+    try:
+        with open("/proc/self/oom_score_adj", "w") as score:
+            score.write("500")  # short of memory, the kernel ends a job rather than the coordinator
+    except FileNotFoundError:  # not Linux
+        pass
 
 
 def _redirect(output: int) -> None:
@@ -88,20 +129,28 @@ def _redirect(output: int) -> None:
     # the inherited objects belong to another kind of file; a line appears as soon as it is printed
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    _watch_faults()
+
+
+def _watch_faults() -> None:
+    """Have Python print where it is when it crashes and when it is asked; again after a job that took the signals."""
+    faulthandler.disable()
+    faulthandler.unregister(DUMP_SIGNAL)
     faulthandler.enable(all_threads=True)
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
 
 
-def _limit(memory: int) -> None:
-    """Let the job allocate ``memory`` bytes beyond what it starts with; allocations past that fail.
+def _limit(order: Mapping[str, Any]) -> None:
+    """Let the job allocate so many bytes beyond what it starts with; allocations past that fail.
 
     The soft limit alone: after such a failure the worker lifts it to write the outcome. Memory that this does not
-    count (shared mappings, child processes) is watched by the fork server.
+    count (shared mappings, child processes) is watched by the fork server. Jobs with GPUs are watched only: the
+    address ranges that CUDA reserves would count.
     """
-    if not memory:
+    if not order["memory"] or order["gpus"]:
         return
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    limit = memory + _data_bytes()
+    limit = order["memory"] + _data_bytes()
     if hard == resource.RLIM_INFINITY or limit < hard:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 

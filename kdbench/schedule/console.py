@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from kdbench.errors import plain
 from kdbench.hookspecs import hookimpl
-from kdbench.job import Job, Outcome, Run
-from kdbench.quantities import show_duration
+from kdbench.job import Job, Outcome, Place, Run
+from kdbench.quantities import show_bytes, show_duration
+from kdbench.schedule.tally import Running, RunTally, Workers, title
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -26,79 +24,17 @@ LINES = 8
 """Running jobs that the live display shows."""
 
 
-@dataclass
-class _Shown:
-    """A job that runs."""
-
-    job: Job
-    since: float
-    step: int = 0
-    total: int | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-def title(job: Job) -> str:
-    """A job in a few words: task, method, seed."""
-    return f"{job.task}@{job.scale}  {job.label or job.method.partition('/')[2]}  seed {job.seed}"
-
-
-class Tally:
-    """How far a run is, and how long the rest may take."""
-
-    def __init__(self, todo: Sequence[Job], workers: int) -> None:
-        self.left = Counter(self._kind(job) for job in todo)
-        self.workers = max(1, workers)
-        self.seconds: Counter[tuple[str, str]] = Counter()
-        self.finished: Counter[tuple[str, str]] = Counter()
-        self.statuses: Counter[str] = Counter()
-
-    @staticmethod
-    def _kind(job: Job) -> tuple[str, str]:
-        return job.spec_digest, job.method
-
-    def add(self, job: Job, outcome: Outcome) -> None:
-        kind = self._kind(job)
-        self.left[kind] -= 1
-        self.finished[kind] += 1
-        self.seconds[kind] += max(0.0, outcome.seconds)  # type: ignore[assignment]
-        self.statuses[outcome.status] += 1
-
-    @property
-    def n_left(self) -> int:
-        return self.left.total()
-
-    @property
-    def n_done(self) -> int:
-        return self.statuses.total()
-
-    @property
-    def n_failed(self) -> int:
-        return self.n_done - self.statuses["ok"]
-
-    def eta(self, running: Mapping[tuple[str, str], float]) -> float | None:
-        """Seconds until the last job ends, from what like jobs took; None before any has ended.
-
-        Jobs of a kind that none has ended of count as the mean of all. ``running`` are seconds already spent.
-        """
-        if not self.n_done:
-            return None
-        mean = self.seconds.total() / self.n_done
-        total = sum(
-            count * (self.seconds[kind] / self.finished[kind] if self.finished[kind] else mean)
-            for kind, count in self.left.items()
-        )
-        return max(0.0, total - sum(running.values())) / min(self.workers, max(1, self.n_left))
-
-
 class Console:
     """Event hooks that print; one object serves one run."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, expected: Mapping[str, float | None] | None = None) -> None:
+        """``expected``: seconds that jobs take by id, as past outcomes tell."""
         self.stream = stream if stream is not None else sys.stderr
+        self.expected = expected
         self.live: Live | None = None
         self.rich: RichConsole | None = None
-        self.running: dict[str, _Shown] = {}
-        self.tally = Tally((), 1)
+        self.workers = Workers()
+        self.tally: RunTally | None = None
         self.total = 0
         self._handler: logging.Handler | None = None
 
@@ -106,9 +42,8 @@ class Console:
     def kdbench_run_started(self, run: Run) -> None:
         if not run.todo:
             return
-        todo = set(run.todo)
-        self.tally = Tally([job for job in run.jobs if job.id in todo], run.workers)
-        self.total = len(todo)
+        self.tally = RunTally(run, self.expected)
+        self.total = len(run.todo)
         if self.stream.isatty():
             from rich.console import Console as RichConsole
             from rich.live import Live
@@ -125,24 +60,32 @@ class Console:
         self._watch_log()
 
     @hookimpl
-    def kdbench_job_started(self, run: Run, job: Job) -> None:
-        self.running[job.id] = _Shown(job, time.monotonic())
+    def kdbench_job_started(self, run: Run, job: Job, place: Place) -> None:
+        self.workers.started(job, place)
 
     @hookimpl
     def kdbench_job_progress(
         self, run: Run, job: Job, step: int, total: int | None, metrics: Mapping[str, float]
     ) -> None:
-        shown = self.running.get(job.id)
-        if shown is not None:
-            shown.step, shown.total, shown.metrics = step, total if total is not None else shown.total, metrics
+        self.workers.progress(job, step, total, metrics)
+
+    @hookimpl
+    def kdbench_job_usage(self, run: Run, job: Job, usage: Mapping[str, float]) -> None:
+        self.workers.usage(job, usage)
+
+    @hookimpl
+    def kdbench_job_stopped(self, run: Run, job: Job) -> None:
+        self.workers.ended(job)
 
     @hookimpl(tryfirst=True)
     def kdbench_job_finished(self, run: Run, job: Job, outcome: Outcome) -> None:
-        self.running.pop(job.id, None)
+        self.workers.ended(job)
+        if self.tally is None:
+            return
         self.tally.add(job, outcome)
         if self.live is not None and outcome.status == "ok":
             return
-        number = f"[{self.tally.n_done}/{self.total}]"
+        number = f"[{self.total - self.tally.total.n_left}/{self.total}]"
         self._say(f"{number} {outcome.status:<6} {title(job)}  {self._result(job, outcome)}", outcome.status != "ok")
 
     @staticmethod
@@ -189,32 +132,37 @@ class Console:
         from rich.table import Table
         from rich.text import Text
 
-        now = time.monotonic()
-        running = list(self.running.values())
-        spent: Counter[Any] = Counter()
-        for shown in running:
-            spent[(shown.job.spec_digest, shown.job.method)] += now - shown.since  # type: ignore[assignment]
-        eta = self.tally.eta(spent)
-        failed = self.tally.n_failed
+        assert self.tally is not None
+        now = self.workers.clock()
+        running = list(self.workers.running.values())
+        eta = self.tally.eta(running, now)
+        total = self.tally.total
         head = Table.grid(padding=(0, 2))
         head.add_row(
-            ProgressBar(total=max(1, self.total), completed=self.tally.n_done, width=24),
-            Text(f"{self.tally.n_done}/{self.total} done"),
-            Text(f"{failed} failed", style="red" if failed else "dim"),
+            ProgressBar(total=max(1, self.total), completed=self.total - total.n_left, width=24),
+            Text(f"{self.total - total.n_left}/{self.total} done"),
+            Text(f"{total.n_failed} failed", style="red" if total.n_failed else "dim"),
             Text(f"{len(running)} running"),
-            Text(f"{max(0, self.tally.n_left - len(running))} waiting"),
+            Text(f"{max(0, total.n_left - len(running))} waiting"),
             Text("" if eta is None else f"about {show_duration(eta)} left"),
         )
         body = Table.grid(padding=(0, 2))
         for shown in running[:LINES]:
-            loss = shown.metrics.get("loss", next(iter(shown.metrics.values()), None))
-            of = f"/{shown.total}" if shown.total else ""
-            body.add_row(
-                Text("  " + title(shown.job)),
-                Text(f"step {shown.step}{of}" if shown.step else "starting", style="dim"),
-                Text("" if loss is None else f"loss {loss:.4g}", style="dim"),
-                Text(show_duration(now - shown.since), style="dim"),
-            )
+            body.add_row(Text("  " + title(shown.job)), *(Text(cell, style="dim") for cell in _cells(shown, now)))
         if len(running) > LINES:
             body.add_row(Text(f"  and {len(running) - LINES} more", style="dim"))
         return Group(head, body)
+
+
+def _cells(running: Running, now: float) -> list[str]:
+    """What is shown of a job beside its title."""
+    name = "loss" if "loss" in running.metrics else next(iter(running.metrics), None)
+    of = f"/{running.total}" if running.total else ""
+    memory = running.usage.get("gpu_bytes", running.usage.get("rss_bytes"))
+    return [
+        f"step {running.step}{of}" if running.step else "starting",
+        "" if running.rate is None else f"{running.rate:.3g} steps/s",
+        "" if name is None else f"{name} {running.metrics[name]:.4g}",
+        "" if memory is None else show_bytes(memory),
+        show_duration(now - running.since),
+    ]

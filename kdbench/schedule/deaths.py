@@ -12,6 +12,8 @@ from kdbench.store import spool
 
 _OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "can't allocate memory")
 """What a program prints that ends because an allocation failed."""
+_OUT_OF_GPU_MEMORY = ("OutOfMemoryError", "CUDA out of memory")
+"""As above, of a device's memory."""
 
 
 def reason_of(ended: Ended, folder: Path) -> tuple[Status, Failure]:
@@ -20,14 +22,19 @@ def reason_of(ended: Ended, folder: Path) -> tuple[Status, Failure]:
     tail = last_lines(log)
     if ended.reason == "timeout":
         return "timeout", Failure(type="timeout", message=ended.message, traceback=tail)
+    if ended.reason == "hung":
+        return "timeout", Failure(type="hung", message=ended.message, traceback=tail)
     if ended.reason == "oom":
         return "oom", Failure(type="oom", message=ended.message, traceback=tail)
     if ended.reason == "cancelled":
         return "interrupted", Failure(type="cancelled", message="it was cancelled", traceback=tail)
     if ended.reason == "lost":
         return "crashed", Failure(type="lost", message=ended.message, traceback=tail)
+    how = ended.signal or f"exit code {ended.code}"
+    if any(words in tail for words in _OUT_OF_GPU_MEMORY):
+        message = f"the memory of the GPU ran out and the process ended ({how})"
+        return "oom", Failure(type="OutOfMemoryError", message=message, traceback=tail)
     if any(words in tail for words in _OUT_OF_MEMORY):
-        how = ended.signal or f"exit code {ended.code}"
         return "oom", Failure(type="oom", message=f"an allocation failed and the process ended ({how})", traceback=tail)
     if ended.signal is not None:
         return "crashed", Failure(type=ended.signal, message=f"the process was ended by {ended.signal}", traceback=tail)
@@ -47,11 +54,7 @@ def outcome_of(
         status=status,
         cost={"peak_rss_bytes": float(ended.peak_rss)} if ended.peak_rss else {},
         error=error,
-        artifacts=sorted(
-            str(path.relative_to(folder))
-            for path in folder.rglob("*")
-            if path.is_file() and path.name not in (spool.LOG, spool.OUTCOME)
-        ),
+        artifacts=spool.artifacts(folder),
         started_at=started_at,
         finished_at=started_at + timedelta(seconds=ended.seconds),
         attempts=attempt,

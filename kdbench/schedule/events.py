@@ -36,6 +36,9 @@ class Events:
     def job_usage(self, job: Job, usage: Mapping[str, float]) -> None:
         self._tell("kdbench_job_usage", job=job, usage=usage)
 
+    def job_stopped(self, job: Job) -> None:
+        self._tell("kdbench_job_stopped", job=job)
+
     def job_finished(self, job: Job, outcome: Outcome) -> None:
         self._tell("kdbench_job_finished", job=job, outcome=outcome)
 

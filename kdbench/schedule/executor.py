@@ -74,9 +74,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Resized:
-    """There is more or less to give than before: a machine came or went. What ran there ends as ``lost``."""
+    """There is more or less to give than before: a machine came or went, or others use more of a GPU.
+
+    What ran on a machine that went ends as ``lost``.
+    """
 
     capacity: Capacity
+    """All that there is now, what runs included. GPUs keep their numbers: one that went has nothing to give any
+    more, and new ones come at the end."""
 
 
 @dataclass(frozen=True)

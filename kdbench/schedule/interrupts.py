@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -21,6 +23,8 @@ class Interrupts:
         self.number: int | None = None
         """The signal that came, or None."""
         self._before: dict[signal.Signals, Any] = {}
+        self._held = False
+        self._came_meanwhile = False
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
@@ -33,7 +37,24 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _came(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no signal raises: for the short work that must be whole. One that comes is remembered.
+
+        Raises ``KeyboardInterrupt`` at the end where the second signal came inside.
+        """
+        self._held, self._came_meanwhile = True, False
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._came_meanwhile:
             raise KeyboardInterrupt
-        self.number = number
+
+    def _came(self, number: int, frame: FrameType | None) -> None:
+        second = self.number is not None
+        self.number = self.number if second else number
+        if second and self._held:
+            self._came_meanwhile = True
+        elif second:
+            raise KeyboardInterrupt

@@ -1,136 +1,56 @@
 """The loop of a run: takes the jobs of a plan to their outcomes.
 
-It decides what runs next (``packing``), hands it to an executor, puts what comes back into the spool (``attempts``)
-and tells the hooks (``events``). It holds no outcomes, only their statuses.
+It hands waiting work to an executor in the order of its queue (``order``), puts what comes back into the spool
+(``ledger``) or lines it up once more (``retries``), and tells the hooks (``events``). It holds no outcomes, only
+their statuses.
 """
 
 from __future__ import annotations
 
-import shutil
+import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
-from typing import Any, overload
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import UsageError
-from kdbench.job import Job, Outcome, Place, Run, Status, utcnow
+from kdbench.job import Failure, Job, Outcome, Place, Run, Status, utcnow
 from kdbench.schedule import attempts, deaths
-from kdbench.schedule.attempts import Claim
 from kdbench.schedule.events import Events
 from kdbench.schedule.executor import Ended, Event, Executor, Progress, Resized, Started, Usage, Work
 from kdbench.schedule.interrupts import Interrupts
-from kdbench.schedule.packing import Demand, Slot, demand_of, pack
-from kdbench.spec import digest
-from kdbench.store import spool
+from kdbench.schedule.learning import Learning
+from kdbench.schedule.ledger import Held, Ledger, stopped_by
+from kdbench.schedule.lineup import line_up
+from kdbench.schedule.order import Item, Preparation, Queue
+from kdbench.schedule.packing import Capacity, Slot
+from kdbench.schedule.result import RunResult
+from kdbench.schedule.retries import Try, again
+
+if TYPE_CHECKING:
+    from kdbench.history import Expectation
+    from kdbench.schedule.requests import Requests
+
+log = logging.getLogger(__name__)
 
 PAUSE = 0.25
 """Seconds that the loop waits at most for something to happen: how long Ctrl-C may take to be noticed."""
 ELSEWHERE = 0.5
 """Seconds between two looks at jobs that another run has."""
-STOPPING = 5.0
-"""Seconds that running jobs have to end after an interruption."""
+REQUESTS = 0.5
+"""Seconds between two looks at what people ask for."""
+STOPPING = 60.0
+"""Seconds after an interruption when the loop waits no more for an executor that does not end its work."""
 TEACHER_TIME = 3600.0
 """Seconds that making a teacher may take at least, whatever the time of a job."""
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """Teachers to make before some jobs can start."""
-
-    job: Job
-    """One of those jobs: any will do."""
-    needs: tuple[str, ...]
-    """Names of the cache entries."""
-    title: str = ""
-
-    @property
-    def id(self) -> str:
-        return f"teacher-{digest(sorted(self.needs))}"
-
-
-@dataclass
-class RunResult:
-    """What a run came to."""
-
-    run: Run
-    statuses: dict[str, Status]
-    """Of the jobs of the plan that have an outcome, by id."""
-    signal: int | None = None
-    """Number of the signal that interrupted the run."""
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def left(self) -> list[Job]:
-        """Jobs of this run without an outcome."""
-        todo = set(self.run.todo)
-        return [job for job in self.run.jobs if job.id in todo and job.id not in self.statuses]
-
-    @property
-    def failed(self) -> list[Job]:
-        """Jobs of the plan, done now or before, whose outcome is not ``ok``."""
-        return [job for job in self.run.jobs if self.statuses.get(job.id, "ok") != "ok"]
-
-    @property
-    def outcomes(self) -> Outcomes:
-        """The outcomes of the plan's jobs, read from the spool when they are looked at."""
-        return Outcomes(self.run.results, [job.id for job in self.run.jobs if job.id in self.statuses])
-
-    @property
-    def exit_code(self) -> int:
-        """0: every job of the plan is ok; 1: some are not; 128 + signal (130 for Ctrl-C): interrupted."""
-        if self.signal is not None:
-            return 128 + self.signal
-        return 1 if self.failed or self.left else 0
-
-
-class Outcomes(Sequence[Outcome]):
-    """Outcomes of a spool, read when they are looked at: ten thousand of them need not be in memory."""
-
-    def __init__(self, results: Path, ids: Sequence[str]) -> None:
-        self.results = results
-        self.ids = ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @overload
-    def __getitem__(self, index: int) -> Outcome: ...
-    @overload
-    def __getitem__(self, index: slice) -> Outcomes: ...
-    def __getitem__(self, index: int | slice) -> Outcome | Outcomes:
-        if isinstance(index, slice):
-            return Outcomes(self.results, self.ids[index])
-        folder = spool.job_folder(self.results, self.ids[index])
-        outcome = spool.read_outcome(folder)
-        if outcome is None:
-            raise UsageError("the outcome was removed during the run", place=str(folder))
-        return outcome
-
-    def __iter__(self) -> Iterator[Outcome]:
-        return (self[index] for index in range(len(self)))
-
-
-@dataclass
-class _Item:
-    """Work that waits for a slot."""
-
-    id: str
-    job: Job
-    demand: Demand
-    preparation: Preparation | None = None
-    overtaken: int = 0
-
-
 @dataclass
 class _Running:
-    item: _Item
+    item: Item
     slot: Slot
-    claim: Claim
-    attempt: int
-    started_at: datetime
+    held: Held
 
 
 class Loop:
@@ -145,172 +65,192 @@ class Loop:
         done: Mapping[str, Status],
         preparations: Sequence[Preparation] = (),
         waits: Mapping[str, str] | None = None,
+        needs: Mapping[str, tuple[str, ...]] | None = None,
+        expected: Mapping[str, Expectation] | None = None,
         present: Callable[[str], bool] = lambda need: False,
         provenance: Mapping[str, Any] | None = None,
+        asked: Requests | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``done`` are the outcomes of the plan's jobs before the run, those that are made again included.
 
-        ``waits`` says by the id of a job which of the ``preparations`` (by id) it waits for; ``present(need)``
-        whether a cache entry exists by now. Raises ``UsageError`` where a job can never run on this executor.
+        ``waits`` says by the id of a job which of the ``preparations`` (by id) it waits for, ``needs`` by the digest
+        of a task's specification which cache entries its jobs read, ``expected`` by the id of a job what it is
+        likely to take; ``present(need)`` whether a cache entry exists by now. ``clock`` gives seconds that never go
+        back. Raises ``UsageError`` where a job can never run on this executor.
         """
         self.run = run
         self.executor = executor
         self.events = events
-        self.done = dict(done)
+        self.needs = needs or {}
         self.present = present
-        self.provenance = dict(provenance or {})
+        self.asked = asked
+        self.clock = clock
         self.interrupts = Interrupts()
         todo = set(run.todo)
-        self.free = executor.capacity
-        self.baseline = spool.stamps(run.results, [id for id in run.todo if id in self.done])
-        self.statuses: dict[str, Status] = {id: status for id, status in self.done.items() if id not in todo}
-        self.ready: list[_Item] = []
-        self.waiting: dict[str, list[_Item]] = {}
-        self.elsewhere: dict[str, _Item] = {}
+        self.ledger = Ledger(run.results, done, todo, provenance or {})
+        self.statuses: dict[str, Status] = {id: status for id, status in done.items() if id not in todo}
+        self.capacity = self.free = executor.capacity
+        ready, waiting = line_up(
+            run,
+            self.capacity,
+            executor.refuses,
+            preparations=preparations,
+            waits=waits or {},
+            expected=expected or {},
+        )
+        self.queue = Queue(self.capacity)
+        for item in ready:
+            self.queue.add(item)
+        self.waiting = waiting
+        """Jobs that wait for a preparation, by its id."""
+        self.learning = Learning(self.queue, executor.refuses)
+        for item in chain(ready, *waiting.values()):
+            self.learning.watch(item, (expected or {}).get(item.id))
+        self.elsewhere: dict[str, Item] = {}
+        """Work that another run has."""
         self.running: dict[str, _Running] = {}
-        self._next_look = 0.0
+        self.retrying: dict[str, Held] = {}
+        """Of work that waits to be tried once more."""
+        self.cancelled: set[str] = set()
+        """Running work that somebody asked to cancel."""
+        self._next_look = self._next_requests = 0.0
         self._stop_at: float | None = None
-        self._fill(todo, preparations, waits or {})
-
-    def _fill(self, todo: set[str], preparations: Sequence[Preparation], waits: Mapping[str, str]) -> None:
-        demands: dict[Any, Demand] = {}
-        problems: dict[str, None] = {}
-        items: list[_Item] = []
-        for job in self.run.jobs:
-            if job.id not in todo:
-                continue
-            asked = job.resources
-            demand = demands.get(asked)
-            if demand is None:
-                demand = demand_of(asked, self.executor.capacity)
-                demands[asked] = demand
-                reason = self.executor.refuses(demand)
-                if reason is not None:
-                    problems[f"{job.label or job.method} on {job.task} {reason}"] = None
-            item = _Item(job.id, job, demand)
-            if job.id in waits:
-                self.waiting.setdefault(waits[job.id], []).append(item)
-            else:
-                items.append(item)
-        if problems:
-            raise UsageError("; ".join(problems), hint="change resources in the suite")
-        first = [_Item(p.id, p.job, demands[p.job.resources], p) for p in preparations if p.id in self.waiting]
-        self.ready = [*first, *items]
+        self._stalled = False
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def go(self) -> RunResult:
-        """Run until nothing is left or an interruption, and return what came of it."""
+        """Run until nothing is left or an interruption, and return what came of it.
+
+        Raises ``UsageError`` where the results cannot be written any more or the executor cannot work.
+        """
         result = RunResult(self.run, self.statuses)
         with self.interrupts:
             try:
                 self.events.run_started()
-                while self._unfinished():
-                    self._check_interruption()
-                    if self._stop_at is None:
-                        self._launch()
-                        self._look_elsewhere()
-                    for event in self.executor.poll(PAUSE):
-                        self._handle(event)
+                self._work()
             except KeyboardInterrupt:
                 self.interrupts.number = self.interrupts.number or signal.SIGINT
             except OSError as error:
-                raise UsageError(
-                    f"results cannot be written any more: {error.strerror or error}",
-                    place=str(self.run.results),
-                    hint="what is finished is kept; the same command goes on from there",
-                ) from error
+                raise stopped_by(error, self.run.results) from error
             finally:
-                result.signal = self.interrupts.number
-                self.executor.close()
-                for running in self.running.values():
-                    running.claim.release()
-                attempts.settle(self.run.results)
-                self.events.run_finished(result.outcomes)
+                self._end(result)
         return result
+
+    def _work(self) -> None:
+        while self._unfinished():
+            self._check_interruption()
+            more = False
+            if self._stop_at is None:
+                self._look_at_requests()
+                more = self._launch()
+                self._look_elsewhere()
+            for event in self.executor.poll(0.0 if more else PAUSE):
+                self._handle(event)
+
+    def _end(self, result: RunResult) -> None:
+        """End what runs, give back what is held, and tell the hooks."""
+        self.run.signal = result.signal = self.interrupts.number
+        try:
+            with self.interrupts.held():
+                self.executor.close()
+                for held in [*(running.held for running in self.running.values()), *self.retrying.values()]:
+                    held.claim.release()
+                attempts.settle(self.run.results)
+        except KeyboardInterrupt:
+            self.run.signal = result.signal = self.interrupts.number or signal.SIGINT
+        try:
+            self.events.run_finished(result.outcomes)
+        except KeyboardInterrupt:
+            self.run.signal = result.signal = self.interrupts.number or signal.SIGINT
+            log.warning("not all stores were told of the end of the run; they catch up when they are read")
 
     def _unfinished(self) -> bool:
         if self._stop_at is not None:
-            return bool(self.running) and time.monotonic() < self._stop_at
-        return bool(self.ready or self.waiting or self.elsewhere or self.running)
+            return bool(self.running) and self.clock() < self._stop_at
+        return bool(len(self.queue) or self.waiting or self.elsewhere or self.running)
 
     def _check_interruption(self) -> None:
-        if self.interrupts.number is not None and self._stop_at is None:
-            self._stop_at = time.monotonic() + STOPPING
-            for id in self.running:
-                self.executor.cancel(id)
-
-    def _launch(self) -> None:
-        """Start what fits, until nothing more does."""
-        while self.ready:
-            chosen = pack(((item.demand, item.overtaken) for item in self.ready), self.free)
-            if not chosen:
-                return
-            last = chosen[-1][0]
-            positions = {position for position, _ in chosen}
-            items = [(self.ready[position], slot) for position, slot in chosen]
-            for position in range(last):
-                if position not in positions:
-                    self.ready[position].overtaken += 1
-            self.ready = [item for i, item in enumerate(self.ready[: last + 1]) if i not in positions] + self.ready[
-                last + 1 :
-            ]
-            for item, slot in items:
-                self._start(item, slot)
-
-    def _start(self, item: _Item, slot: Slot) -> None:
-        claim = attempts.claim(self.run.results, item.id) if not self._shares_teacher(item) else None
-        if claim is None:
-            self.elsewhere[item.id] = item
+        if self.interrupts.number is None or self._stop_at is not None:
             return
-        if self._is_done(item):
-            claim.release()
-            return
-        attempt = self._attempt(item)
-        self.running[item.id] = _Running(item, slot, claim, attempt, utcnow())
+        self._stop_at = self.clock() + STOPPING
+        if self.running:
+            log.warning("stopping: %s may end in order; Ctrl-C once more ends all at once", _jobs(len(self.running)))
+        for id in self.running:
+            self.executor.cancel(id)
+
+    # --- starting -----------------------------------------------------------------------------------------------------
+
+    def _launch(self) -> bool:
+        """Start what fits; returns whether more may fit, because some of it needs no slot after all."""
+        taken = self.queue.take(self.free)
+        started = [self._start(item, slot) for item, slot in taken]
+        self._notice_stall(nothing=not taken)
+        return not all(started)
+
+    def _notice_stall(self, *, nothing: bool) -> None:
+        """Say once when the run can only wait until others leave it something."""
+        if not nothing or self.running or self.elsewhere:
+            self._stalled = False
+        elif len(self.queue) and not self._stalled:
+            self._stalled = True
+            self._line_up_anew()
+            item = next(iter(self.queue))
+            why = self.executor.refuses(item.demand) or "asks for more than is free now"
+            name = item.job.label or item.job.method
+            log.warning("%s can only wait: %s on %s %s", _jobs(len(self.queue)), name, item.job.task, why)
+
+    def _line_up_anew(self) -> None:
+        """Ask for what there is now: cores and memory that no job names are parts of all that there was."""
+        for item in list(self.queue):
+            if item.id not in self.retrying:
+                self.queue.add(self.learning.improved(item))
+
+    def _start(self, item: Item, slot: Slot) -> bool:
+        """Start work on a slot that is free; returns False where there is nothing to start (now)."""
+        held = self.retrying.pop(item.id, None) or (None if self._shares_teacher(item) else self.ledger.hold(item.id))
+        if held is None or self._is_done(item):
+            if held is None:
+                self.elsewhere[item.id] = item
+            else:
+                held.claim.release()
+            self.queue.charge(item, 0.0)
+            return False
+        held.started_at = utcnow()
+        self.running[item.id] = _Running(item, slot, held)
         self.free = self.free.take(slot)
-        timeout = item.job.timeout if item.preparation is None else max(TEACHER_TIME, item.job.timeout)
-        kind = "job" if item.preparation is None else "prepare"
+        job = item.job
         work = Work(
             item.id,
-            kind,  # type: ignore[arg-type]
-            item.job,
-            claim.clear(),
+            "job" if item.preparation is None else "prepare",
+            job,
+            held.claim.clear(),
             slot,
-            timeout,
-            heartbeat=item.job.heartbeat,
-            memory_limit=0 if slot.gpus else slot.memory,
-            attempt=attempt,
+            job.timeout if item.preparation is None else max(TEACHER_TIME, job.timeout),
+            heartbeat=job.heartbeat,
+            memory_limit=item.limit,
+            attempt=held.attempt,
+            needs=self.needs.get(job.spec_digest, ()),
         )
         self.executor.submit(work)
+        return True
 
-    def _attempt(self, item: _Item) -> int:
-        """Number of the attempt that follows the job's earlier outcome."""
-        if item.id not in self.done:
-            return 1
-        before = attempts.outcome_in(spool.job_folder(self.run.results, item.id))
-        return 1 if before is None else before.attempts + 1
-
-    def _shares_teacher(self, item: _Item) -> bool:
+    def _shares_teacher(self, item: Item) -> bool:
         """Whether a teacher of this preparation is being made by another one, for which it can only wait."""
         if item.preparation is None:
             return False
-        being_made = {
-            need for other in self.running.values() if other.item.preparation for need in other.item.preparation.needs
-        }
-        return not being_made.isdisjoint(item.preparation.needs)
+        others = (other.item.preparation for other in self.running.values())
+        return any(other is not None and not set(other.needs).isdisjoint(item.preparation.needs) for other in others)
 
-    def _is_done(self, item: _Item) -> bool:
+    def _is_done(self, item: Item) -> bool:
         """Whether another run did it since the plan was made; takes note of it."""
         if item.preparation is not None:
             if all(self.present(need) for need in item.preparation.needs):
                 self._prepared(item.preparation)
                 return True
             return False
-        now = attempts.stamp(self.run.results, item.id)
-        if now is None or now == self.baseline.get(item.id):
-            return False
-        outcome = attempts.outcome_in(spool.job_folder(self.run.results, item.id))
+        outcome = self.ledger.by_others(item.id)
         if outcome is None:
             return False
         self._finished(item.job, outcome)
@@ -318,122 +258,199 @@ class Loop:
 
     def _look_elsewhere(self) -> None:
         """Jobs that another run had: take note of their outcomes, or take over where it gave them up."""
-        now = time.monotonic()
+        now = self.clock()
         if not self.elsewhere or now < self._next_look:
             return
         self._next_look = now + ELSEWHERE
         waiting, self.elsewhere = self.elsewhere, {}
         for item in waiting.values():
-            if not self._is_done(item):
-                claim = attempts.claim(self.run.results, item.id)
-                if claim is None:
-                    self.elsewhere[item.id] = item
-                else:
-                    claim.release()
-                    self.ready.insert(0, item)
+            if self._is_done(item):
+                continue
+            if self.ledger.is_free(item.id):
+                self.queue.add(item, first=True)
+            else:
+                self.elsewhere[item.id] = item
+
+    # --- what people ask for ------------------------------------------------------------------------------------------
+
+    def _look_at_requests(self) -> None:
+        now = self.clock()
+        if self.asked is None or now < self._next_requests:
+            return
+        self._next_requests = now + REQUESTS
+        for id in self.asked.new():
+            if id is None:
+                self.interrupts.number = self.interrupts.number or signal.SIGINT
+            else:
+                self._cancel(id)
+
+    def _cancel(self, id: str) -> None:
+        """Cancel one job of the run, wherever it is. It ends as ``interrupted``, which the next run does again."""
+        if id in self.running:
+            self.cancelled.add(id)
+            self.executor.cancel(id)
+            return
+        item = self.queue.remove(id) or self._remove_waiting(id)
+        if item is None:
+            where = "another run has it and goes on with it" if self.elsewhere.pop(id, None) else "it is not to be run"
+            log.warning("job %s was to be cancelled, but %s", id, where)
+            return
+        held = self.retrying.pop(id, None) or self.ledger.hold(id)
+        if held is None:
+            log.warning("job %s was to be cancelled, but another run has it and goes on with it", id)
+            return
+        try:
+            outcome = self.ledger.publish_unstarted(item.job, held)
+        finally:
+            held.claim.release()
+        self._finished(item.job, outcome)
+
+    def _remove_waiting(self, id: str) -> Item | None:
+        """Take a job out of those that wait for a teacher; a teacher that nobody waits for is not made."""
+        for preparation, items in self.waiting.items():
+            for item in items:
+                if item.id == id:
+                    items.remove(item)
+                    if not items and self.queue.remove(preparation) is not None:
+                        del self.waiting[preparation]
+                    return item
+        return None
 
     # --- what comes back ----------------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Resized):
+            self._resize(event.capacity)
             return
         running = self.running.get(event.id)
         if running is None:
             return
-        item = running.item
+        job = running.item.job
         if isinstance(event, Ended):
             self._ended(running, event)
-        elif item.preparation is not None:
+        elif running.item.preparation is not None:
             return
         elif isinstance(event, Started):
-            place = Place(pid=event.pid, host=event.host, devices=event.devices, attempt=running.attempt)
-            self.events.job_started(item.job, place)
+            place = Place(pid=event.pid, host=event.host, devices=event.devices, attempt=running.held.attempt)
+            self.events.job_started(job, place)
         elif isinstance(event, Progress):
-            self.events.job_progress(item.job, event.step, event.total, event.metrics)
+            self.events.job_progress(job, event.step, event.total, event.metrics)
         elif isinstance(event, Usage):
-            self.events.job_usage(item.job, event.values)
+            self.events.job_usage(job, event.values)
+
+    def _resize(self, capacity: Capacity) -> None:
+        """There is more or less to give; what is free may be less than nothing until enough has ended."""
+        before = self.capacity
+        self.capacity = self.free = self.queue.capacity = capacity
+        for running in self.running.values():
+            self.free = self.free.take(running.slot)
+        for id in self.retrying:
+            item = self.queue.remove(id)
+            if item is not None:
+                everything = item.demand.memory == before.memory
+                demand = replace(item.demand, memory=capacity.memory) if everything else item.demand
+                self.queue.add(replace(item, demand=demand), first=not everything)
+        if self._stalled:
+            self._line_up_anew()
 
     def _ended(self, running: _Running, ended: Ended) -> None:
-        item, claim = running.item, running.claim
+        item, held = running.item, running.held
+        del self.running[item.id]
+        self.free = self.free.give(running.slot)
+        self.queue.charge(item, ended.seconds)
         try:
             if item.preparation is not None:
-                self._preparation_ended(running, ended)
+                self._preparation_ended(running, item.preparation, ended)
             else:
                 self._job_ended(running, ended)
         finally:
-            del self.running[item.id]
-            self.free = self.free.give(running.slot)
-            claim.release()
+            self.cancelled.discard(item.id)
+            if item.id not in self.retrying:
+                held.claim.release()
 
     def _job_ended(self, running: _Running, ended: Ended) -> None:
-        job, folder = running.item.job, running.claim.folder
-        # what a job writes while it is being ended is no result: a signal may have cut its training short
-        outcome = attempts.outcome_in(folder) if ended.reason in (None, "cancelled", "lost") else None
-        written = outcome is not None
-        if outcome is None:
-            if ended.reason == "cancelled" and self._stop_at is not None:
-                return  # interrupted: as if it had never started
-            outcome = deaths.outcome_of(
-                job,
-                ended,
-                folder,
-                started_at=running.started_at,
-                attempt=running.attempt,
-                provenance=self.provenance,
-            )
-            _note(folder, f"{outcome.status}: {outcome.error.message if outcome.error else ''}")
-        if ended.left_behind:
-            outcome.provenance["left_behind"] = ended.left_behind
-            _note(folder, f"processes that the job left behind were killed: {ended.left_behind}")
-        if not written or ended.left_behind:
-            spool.write_outcome(folder, outcome)
-        running.claim.publish()
+        job, held = running.item.job, running.held
+        ending = self.ledger.ending(job, held, ended)
+        outcome = ending.outcome
+        if outcome.status == "interrupted" and self._stop_at is not None:
+            self.events.job_stopped(job)
+            return  # as if it had never started
+        if outcome.error is not None and self._left_for_later(running, outcome.status, outcome.error, ended.seconds):
+            self._learn(outcome)  # others like it should not run out of memory, too
+            self.events.job_stopped(job)
+            return
+        with self.interrupts.held():
+            outcome = self.ledger.publish(held, ending)
         self._finished(job, outcome)
 
-    def _preparation_ended(self, running: _Running, ended: Ended) -> None:
-        preparation = running.item.preparation
-        assert preparation is not None
+    def _preparation_ended(self, running: _Running, preparation: Preparation, ended: Ended) -> None:
         if ended.code == 0:
             self._prepared(preparation)
             return
-        if ended.reason == "cancelled" and self._stop_at is not None:
+        held = running.held
+        status, error = deaths.reason_of(ended, held.folder)
+        if status == "interrupted" and self._stop_at is not None:
+            return
+        if self._left_for_later(running, status, error, ended.seconds):
             return
         for item in self.waiting.pop(preparation.id, []):
-            claim = attempts.claim(self.run.results, item.id)
-            if claim is None:
+            mine = self.ledger.hold(item.id)
+            if mine is None:
                 self.elsewhere[item.id] = item
                 continue
             try:
-                if self._is_done(item):
-                    continue
-                folder = claim.clear()
-                outcome = deaths.without_teacher(
-                    item.job,
-                    ended,
-                    running.claim.folder,
-                    started_at=running.started_at,
-                    attempt=self._attempt(item),
-                    provenance=self.provenance,
-                )
-                source = running.claim.folder / spool.LOG
-                if source.exists():
-                    shutil.copyfile(source, folder / spool.LOG)
-                spool.write_outcome(folder, outcome)
-                claim.publish()
-                self._finished(item.job, outcome)
+                if not self._is_done(item):
+                    outcome = self.ledger.publish_without_teacher(item.job, mine, held, ended)
+                    self._finished(item.job, outcome)
             finally:
-                claim.release()
+                mine.claim.release()
+
+    def _left_for_later(self, running: _Running, status: Status, error: Failure, seconds: float) -> bool:
+        """Line work up again that is worth another try; while the run stops, that is left to the next run."""
+        item, held = running.item, running.held
+        retry = again(
+            status,
+            error,
+            before=held.tries,
+            demand=item.demand,
+            limit=item.limit,
+            slot=running.slot,
+            asked=item.job.resources,
+            capacity=self.capacity,
+        )
+        if retry is None or item.id in self.cancelled:
+            return False
+        if retry.demand != item.demand and self.executor.refuses(retry.demand) is not None:
+            return False
+        if self._stop_at is None:
+            name = f"{item.job.label or item.job.method} on {item.job.task}, seed {item.job.seed},"
+            log.warning("%s %s", f"the {item.preparation.title}" if item.preparation else name, retry.why)
+            held.tries.append(Try(status, error.message, seconds))
+            self.retrying[item.id] = held
+            self.queue.add(replace(item, demand=retry.demand, limit=retry.limit, overtaken=0), first=retry.first)
+        return True
 
     def _prepared(self, preparation: Preparation) -> None:
-        """The jobs that waited go first, so that what needs a teacher next is found early."""
-        self.ready[:0] = self.waiting.pop(preparation.id, [])
+        """The jobs that waited can start."""
+        for item in self.waiting.pop(preparation.id, []):
+            self.queue.add(self.learning.improved(item))
 
     def _finished(self, job: Job, outcome: Outcome) -> None:
         self.statuses[job.id] = outcome.status
+        self._learn(outcome)
         self.events.job_finished(job, outcome)
 
+    def _learn(self, outcome: Outcome) -> None:
+        """What like jobs need by now is set aside for those that run, too, so that no more is put beside them."""
+        for id in self.learning.learn(outcome):
+            running = self.running.get(id)
+            if running is not None:
+                need, slot = self.learning.improved(running.item).demand, running.slot
+                running.slot = replace(
+                    slot, memory=max(slot.memory, need.memory), gpu_memory=max(slot.gpu_memory, need.gpu_memory)
+                )
+                self.free = self.free.give(slot).take(running.slot)
 
-def _note(folder: Path, text: str) -> None:
-    """Add a line of the scheduler to a job's log."""
-    with (folder / spool.LOG).open("a", encoding="utf-8") as file:
-        file.write(f"[kdbench] {text}\n")
+
+def _jobs(number: int) -> str:
+    return f"{number} job" + "s" * (number != 1)

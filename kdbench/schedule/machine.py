@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from kdbench.errors import UsageError
+from kdbench.schedule.gpus import Gpu, gpu_count, gpus, listed_gpus, refresh, torch_has_gpus
 
 CGROUP = Path("/sys/fs/cgroup")
 
 NO_LIMIT = 1 << 60
 """Memory limits from here on mean none; version 1 of control groups writes a number near 2^63."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One device that this process may use."""
-
-    id: str
-    """What ``CUDA_VISIBLE_DEVICES`` calls it."""
-    name: str
-    memory: int
-    """Bytes."""
 
 
 def cores() -> int:
@@ -68,26 +54,14 @@ def kernel_oom_kills() -> int:
     return 0
 
 
-_ASK_TORCH = """
-import torch
-for i in range(torch.cuda.device_count()):
-    p = torch.cuda.get_device_properties(i)
-    print(p.total_memory, p.name)
-"""
-
-
-@cache
-def gpus() -> tuple[Gpu, ...]:
-    """The GPUs that this process may use, in CUDA's order.
-
-    Torch is asked in a process of its own (seconds), because a process that has initialised CUDA cannot fork
-    workers; called only where a job wants a GPU. Raises ``UsageError`` where torch itself fails.
-    """
-    done = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UsageError(f"torch cannot list the GPUs of this machine: {reason}")
-    rows = [line.split(" ", 1) for line in done.stdout.splitlines()]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    ids = [part.strip() for part in visible.split(",")] if visible else [str(number) for number in range(len(rows))]
-    return tuple(Gpu(id=id, name=name, memory=int(size)) for id, (size, name) in zip(ids, rows, strict=False))
+__all__ = [
+    "Gpu",
+    "cores",
+    "gpu_count",
+    "gpus",
+    "kernel_oom_kills",
+    "listed_gpus",
+    "memory",
+    "refresh",
+    "torch_has_gpus",
+]

@@ -1,4 +1,4 @@
-"""From what a person asks for to a run: suite, plan, what of it is to do, and who is told.
+"""From what a person asks for to a run: suites, plans, what of them is to do, and who is told.
 
 The command line and :func:`kdbench.run` share this.
 """
@@ -6,27 +6,32 @@ The command line and :func:`kdbench.run` share this.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdbench.errors import UsageError
-from kdbench.job import Run, utcnow
+from kdbench.errors import Problem, UsageError
+from kdbench.job import Job, Run, Status, utcnow
 from kdbench.schedule import attempts
 from kdbench.schedule.events import Events
 from kdbench.schedule.executor import Context
-from kdbench.schedule.loop import Loop, Preparation, RunResult
-from kdbench.spec import canonical_json
+from kdbench.schedule.loop import Loop
+from kdbench.schedule.preparations import Presence, needs_of, preparations_of
+from kdbench.schedule.result import RunResult
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
 
+    from kdbench.history import Expectation
     from kdbench.plan import Plan
     from kdbench.registry import Registry
     from kdbench.suite import Suite
 
 Stale = Literal["keep", "rerun"]
+SuiteLike = str | Path | Mapping[str, Any]
+"""A suite by its path or name, or as data with the keys of a suite file."""
 
 
 @dataclass
@@ -34,13 +39,45 @@ class Session:
     """A planned run."""
 
     registry: Registry
-    plan: Plan
+    plans: tuple[Plan, ...]
+    """Of each of its suites, in order."""
     run: Run
     plugins: tuple[Path, ...]
+    anew: frozenset[str] = frozenset()
+    """Ids of the jobs that do not go on from a checkpoint."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What would stop jobs on this machine."""
+        return _each(problem for plan in self.plans for problem in plan.problems)
+
+    @property
+    def notes(self) -> list[Problem]:
+        """What is odd but stops nothing."""
+        return _each(note for plan in self.plans for note in plan.notes)
+
+    @property
+    def done(self) -> dict[str, Status]:
+        """Status of the jobs that had an outcome when the run was planned, by id."""
+        return {id: status for plan in self.plans for id, status in plan.done.items()}
+
+    @property
+    def expected(self) -> dict[str, Expectation]:
+        """What past outcomes say about each job, by id."""
+        return {id: expectation for plan in self.plans for id, expectation in plan.expected.items()}
+
+    @property
+    def seconds(self) -> dict[str, float | None]:
+        """How long each job may take, by id, for those who show the time that is left."""
+        return {id: expectation.seconds for id, expectation in self.expected.items()}
+
+
+def _each(problems: Iterable[Problem]) -> list[Problem]:
+    return list(dict.fromkeys(problems))
 
 
 def plan_run(
-    suite: str | Path | Mapping[str, Any],
+    suites: SuiteLike | Sequence[SuiteLike],
     *,
     results: str | Path = "results",
     seeds: int | Sequence[int] | None = None,
@@ -58,11 +95,9 @@ def plan_run(
 
     ``require_ready``: what would stop jobs on this machine is an error, where there are jobs to run.
 
-    Raises ``UsageError`` with every problem of the suite, of its tasks and of this machine.
+    Raises ``UsageError`` with every problem of the suites, of their tasks and of this machine.
     """
-    from kdbench.plan import make_plan
     from kdbench.registry import discover
-    from kdbench.resolve import open_suite
 
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise UsageError(f"workers is a number of jobs at once, at least 1, but is {workers!r}", place="--workers")
@@ -70,35 +105,116 @@ def plan_run(
         raise UsageError(f"stale is 'keep' or 'rerun', but is {stale!r}", place="--stale")
     files = tuple(Path(path) for path in plugins)
     registry = registry if registry is not None else discover(files)
-    opened = open_suite(suite, registry)
     folder = Path(results)
-    plan = make_plan(opened, registry, folder, seeds=seeds, filter=filter)
+    several = [suites] if isinstance(suites, str | Path | Mapping) else list(suites)
+    plans = _plans(several, registry, folder, seeds, filter)
+    uri = _agreed([plan.suite for plan in plans], folder, tracking)
+    jobs, odd = _together(plans)
+    plans[0].notes.extend(odd)
+    done: dict[str, Status] = {id: status for plan in plans for id, status in plan.done.items()}
+    old = {id for plan in plans for id in plan.stale}
     todo = [
         job.id
-        for job in plan.jobs
+        for job in jobs
         if fresh
-        or plan.done.get(job.id, "interrupted") == "interrupted"
-        or (retry_failed and plan.done[job.id] != "ok")
-        or (stale == "rerun" and job.id in plan.stale)
+        or done.get(job.id, "interrupted") == "interrupted"
+        or (retry_failed and done[job.id] != "ok")
+        or (stale == "rerun" and job.id in old)
     ]
-    if require_ready and todo and plan.problems:
-        raise UsageError(plan.problems)
     run = Run(
         id=f"{utcnow():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
-        suites={opened.name: [job.id for job in plan.jobs]},
+        suites={plan.suite.name: [job.id for job in plan.jobs] for plan in plans},
         results=folder,
-        jobs=plan.jobs,
+        jobs=jobs,
         todo=todo,
-        workers=workers or plan.slots,
-        tracking=_tracking(opened, folder, tracking),
+        workers=workers or min(plan.slots for plan in plans),
+        tracking=uri,
     )
-    return Session(registry, plan, run, files)
+    anew = frozenset(id for id in todo if fresh or done.get(id, "interrupted") != "interrupted")
+    session = Session(registry, tuple(plans), run, files, anew)
+    if require_ready and todo and session.problems:
+        raise UsageError(session.problems)
+    return session
 
 
-def _tracking(suite: Suite, results: Path, tracking: bool | str) -> str | None:
-    if isinstance(tracking, str):
-        return tracking
-    return suite.tracking_uri(results) if tracking else None
+def _plans(
+    suites: Sequence[SuiteLike],
+    registry: Registry,
+    results: Path,
+    seeds: int | Sequence[int] | None,
+    filter: str | Sequence[str] | None,
+) -> list[Plan]:
+    """A plan of each suite in which a job matches the filters. Raises ``UsageError`` with the problems of all."""
+    from kdbench.plan import make_plan
+    from kdbench.resolve import open_suite
+
+    plans: list[Plan] = []
+    problems: list[Problem] = []
+    unmatched: list[Problem] = []
+    for suite in suites:
+        try:
+            plans.append(make_plan(open_suite(suite, registry), registry, results, seeds=seeds, filter=filter))
+        except UsageError as error:
+            elsewhere = len(suites) > 1 and all(problem.place == "--filter" for problem in error.problems)
+            (unmatched if elsewhere else problems).extend(error.problems)
+    if problems or not plans:
+        raise UsageError(_each(problems or unmatched) or [Problem("", "a run needs at least one suite")])
+    return plans
+
+
+def _agreed(suites: Sequence[Suite], results: Path, tracking: bool | str) -> str | None:
+    """The tracking URI of a run, after a look at what its suites must have in common.
+
+    Raises ``UsageError`` where two have one name, or want other executors or other tracking.
+    """
+    first, *others = suites
+    uris = [
+        tracking if isinstance(tracking, str) else suite.tracking_uri(results) if tracking else None for suite in suites
+    ]
+    problems: list[Problem] = []
+    names = {first.name: first}
+    for suite, uri in zip(others, uris[1:], strict=True):
+        if suite.name in names:
+            place = suite.place("name")
+            other = names[suite.name].place("name")
+            hint = "leave one out, or give one of them another name"
+            problems.append(Problem(place, f"two suites of this run are called '{suite.name}', also {other}", hint))
+        names[suite.name] = suite
+        if suite.executor != first.executor:
+            message = f"suites of one run share an executor, but {first.name} has another ({first.place('executor')})"
+            problems.append(Problem(suite.place("executor"), message, "run them one after the other"))
+        if uri != uris[0]:
+            message = f"suites of one run are tracked alike, but {first.name} is not ({first.place('tracking')})"
+            problems.append(Problem(suite.place("tracking"), message, "run them one after the other, or --no-tracking"))
+    if problems:
+        raise UsageError(problems)
+    return uris[0]
+
+
+def _together(plans: Sequence[Plan]) -> tuple[list[Job], list[Problem]]:
+    """Every job of the plans once, and a note on each suite whose jobs run as an earlier suite wants them to.
+
+    What a job of several suites keeps and how much time it may take is what any of them wants.
+    """
+    jobs: dict[str, Job] = {}
+    notes: list[Problem] = []
+    for plan in plans:
+        different = 0
+        for job in plan.jobs:
+            first = jobs.setdefault(job.id, job)
+            if first is job:
+                continue
+            different += first.resources != job.resources
+            keep = tuple(dict.fromkeys((*first.keep, *job.keep)))
+            timeout = max(first.timeout, job.timeout)
+            beats = [beat for beat in (first.heartbeat, job.heartbeat) if beat is not None]
+            heartbeat = max(beats) if len(beats) == 2 else None
+            if (keep, timeout, heartbeat) != (first.keep, first.timeout, first.heartbeat):
+                jobs[job.id] = first.model_copy(update={"keep": keep, "timeout": timeout, "heartbeat": heartbeat})
+        if different:
+            message = f"{different} of its jobs are an earlier suite's too, and run with the resources asked for there"
+            notes.append(Problem(plan.suite.place("resources"), message))
+    return list(jobs.values()), notes
 
 
 def execute(session: Session, *, hooks: Sequence[object] = (), workers: int | None = None) -> RunResult:
@@ -106,22 +222,25 @@ def execute(session: Session, *, hooks: Sequence[object] = (), workers: int | No
 
     Raises ``UsageError`` where the results cannot be written or a job can never run here.
     """
-    run, plan, registry = session.run, session.plan, session.registry
+    from kdbench.schedule.watch import Watch
+
+    run, manager = session.run, session.registry.manager
     attempts.require_writable(run.results)
-    manager = registry.manager
-    registered = [plugin for plugin in (*_stores(run, manager), *hooks) if manager.register(plugin, _name(plugin))]
-    try:
+    attempts.sweep(run.results, session.anew)
+    with ExitStack() as stack:
+        watch = stack.enter_context(Watch(run, session.seconds))
+        for plugin in (*_stores(run, manager), watch, *hooks):
+            if manager.register(plugin, _name(plugin)):
+                stack.callback(manager.unregister, plugin)
         events = Events(manager, run)
-        if not run.todo:
+        if run.todo:
+            result = _loop(session, events, workers).go()
+        else:
+            result = RunResult(run, session.done)
             events.run_started()
-            result = RunResult(run, {job.id: plan.done[job.id] for job in run.jobs if job.id in plan.done})
             events.run_finished(result.outcomes)
-            return result
-        attempts.sweep(run.results)
-        return _loop(session, events, workers).go()
-    finally:
-        for plugin in registered:
-            manager.unregister(plugin)
+        watch.exit_code = result.exit_code
+        return result
 
 
 def _name(plugin: object) -> str:
@@ -143,8 +262,9 @@ def _stores(run: Run, manager: PluginManager) -> list[object]:
 
 def _loop(session: Session, events: Events, workers: int | None) -> Loop:
     from kdbench import provenance
+    from kdbench.schedule.requests import Requests
 
-    run, plan, registry = session.run, session.plan, session.registry
+    run, registry = session.run, session.registry
     todo = set(run.todo)
     jobs = [job for job in run.jobs if job.id in todo]
     tracks = sorted({job.task.partition("/")[0] for job in jobs})
@@ -157,60 +277,23 @@ def _loop(session: Session, events: Events, workers: int | None) -> Loop:
         plugins=session.plugins,
         provenance=common,
     )
-    choice = plan.suite.executor
+    choice = session.plans[0].suite.executor
     executor = registry.executors()[choice.name](context, **choice.options)
-    preparations, waits = _preparations(session, todo)
+    preparations, waits = preparations_of(session.plans, jobs)
     try:
         return Loop(
             run,
             executor,
             events,
-            done=plan.done,
+            done=session.done,
             preparations=preparations,
             waits=waits,
-            present=_Presence(session),
+            needs=needs_of(session.plans),
+            expected=session.expected,
+            present=Presence([track.packs for track in registry.tracks.values() if track.packs is not None]),
             provenance=common,
+            asked=Requests(run.results, run.id),
         )
     except BaseException:
         executor.close()
         raise
-
-
-def _preparations(session: Session, todo: set[str]) -> tuple[list[Preparation], dict[str, str]]:
-    """The teachers that are missing, by what tasks need, and which job waits for which."""
-    missing = {canonical_json([need.kind, need.key]) for need in session.plan.teachers if not need.present}
-    if not missing:
-        return [], {}
-    needs: dict[str, tuple[tuple[str, ...], str]] = {}
-    for planned in session.plan.tasks:
-        wanted = [(canonical_json([kind, key]), title) for kind, key, title in planned.spec.teacher_needs()]
-        lacking = [(name, title) for name, title in wanted if name in missing]
-        if lacking:
-            names = tuple(name for name, _ in lacking)
-            needs[planned.digest] = names, ", ".join(title for _, title in lacking)
-    preparations: dict[str, Preparation] = {}
-    waits: dict[str, str] = {}
-    for job in session.run.jobs:
-        if job.id not in todo or job.spec_digest not in needs:
-            continue
-        names, title = needs[job.spec_digest]
-        preparation = Preparation(job, names, title)
-        preparations.setdefault(preparation.id, preparation)
-        waits[job.id] = preparation.id
-    return list(preparations.values()), waits
-
-
-class _Presence:
-    """Whether a teacher is in the cache by now."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def __call__(self, need: str) -> bool:
-        import json
-
-        from kdbench.cache import Cache
-
-        packs = [track.packs for track in self.session.registry.tracks.values() if track.packs is not None]
-        kind, key = json.loads(need)
-        return Cache(packs=packs).find(kind, key) is not None

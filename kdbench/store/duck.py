@@ -7,6 +7,7 @@ find a whole database. Neither file holds anything that is not in the spool.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -53,6 +54,14 @@ def writer_path(results: Path) -> Path:
     return private_folder(results) / PUBLISHED
 
 
+def state_of(path: Path) -> int:
+    """Modification time of a database, in nanoseconds; what is made of it gets the same.
+
+    So that whether something is of this state needs no clock, which may have been set meanwhile.
+    """
+    return path.stat().st_mtime_ns
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -80,34 +89,52 @@ def _sync(results: Path, ids: Sequence[str] | None, problems: list[Problem] | No
     import duckdb
 
     path = writer_path(results)
-    if path.exists() and not _is_current(path):
-        _discard(path)
+    done = None
     if path.exists():
         try:
-            count, changed = _ingest(path, results, ids, problems)
+            done = _ingest(path, results, ids, problems)
         except duckdb.Error as error:
-            _refuse_busy(error, path)
+            _refuse_healing(error, path)
             _move_aside(path, str(error))
-            ids = None
-    if not path.exists():
-        ids = None
-        count, changed = _ingest(path, results, ids, problems)
+        else:
+            if done is None:
+                _discard(path)
+    count, changed = done or _made(path, results, problems)
     published = published_path(results)
-    if changed or not published.exists() or published.stat().st_mtime_ns < path.stat().st_mtime_ns:
+    if changed or not published.exists() or state_of(published) != state_of(path):
         _publish(path, published)
     return count
 
 
-def _ingest(path: Path, results: Path, ids: Sequence[str] | None, problems: list[Problem] | None) -> tuple[int, bool]:
-    """Number of outcomes read, and whether anything changed."""
+def _made(path: Path, results: Path, problems: list[Problem] | None) -> tuple[int, bool]:
+    """Make the store with all outcomes; returns as :func:`_ingest`."""
     import duckdb
 
     from kdbench.store import ingest
 
-    new = not path.exists()
-    with duckdb.connect(str(path)) as con:
-        if new:
+    try:
+        with duckdb.connect(str(path)) as con:
             ingest.create(con)
+        done = _ingest(path, results, None, problems)
+    except duckdb.Error as error:
+        _discard(path)
+        _refuse_healing(error, path)
+        raise
+    assert done is not None
+    return done[0], True
+
+
+def _ingest(
+    path: Path, results: Path, ids: Sequence[str] | None, problems: list[Problem] | None
+) -> tuple[int, bool] | None:
+    """Number of outcomes read, and whether anything changed; None where the store has another version's form."""
+    import duckdb
+
+    from kdbench.store import ingest
+
+    with duckdb.connect(str(path)) as con:
+        if ingest.version_of(con) != schema.VERSION:
+            return None
         known = ingest.known_stamps(con)
         found = spool.stamps(results, ids)
         looked_at = known if ids is None else set(ids) & known.keys()
@@ -118,8 +145,10 @@ def _ingest(path: Path, results: Path, ids: Sequence[str] | None, problems: list
         moved = members != ingest.known_members(con)
         if moved:
             ingest.replace_members(con, members)
-        con.execute("CHECKPOINT")
-    return count, bool(new or count or gone or moved or fresh.keys() & known.keys())
+        changed = bool(count or gone or moved or fresh.keys() & known.keys())
+        if changed:
+            con.execute("CHECKPOINT")
+    return count, changed
 
 
 def rebuild(results: Path, *, problems: list[Problem] | None = None) -> int:
@@ -133,25 +162,12 @@ def rebuild(results: Path, *, problems: list[Problem] | None = None) -> int:
 
 
 def _discard(path: Path) -> None:
+    _wal(path).unlink(missing_ok=True)  # first: it must never meet another database
     path.unlink(missing_ok=True)
-    _wal(path).unlink(missing_ok=True)
 
 
 def _wal(path: Path) -> Path:
     return path.with_name(f"{path.name}.wal")
-
-
-def _is_current(path: Path) -> bool:
-    """Whether a store has this version's form; a store that cannot be read is left to who reads it next."""
-    import duckdb
-
-    from kdbench.store import ingest
-
-    try:
-        with duckdb.connect(str(path)) as con:
-            return ingest.version_of(con) == schema.VERSION
-    except duckdb.Error:
-        return True
 
 
 def _publish(source: Path, target: Path) -> None:
@@ -160,6 +176,7 @@ def _publish(source: Path, target: Path) -> None:
     try:
         shutil.copyfile(source, name)
         os.chmod(name, 0o644)
+        os.utime(name, ns=(state_of(source), state_of(source)))
         with open(name, "rb") as file:
             os.fsync(file.fileno())
         os.replace(name, target)
@@ -170,20 +187,25 @@ def _publish(source: Path, target: Path) -> None:
 
 def _move_aside(path: Path, reason: str) -> None:
     aside = path.with_name(f"{path.name}.damaged-{utcnow():%Y%m%dT%H%M%S%f}")
-    path.rename(aside)
     _wal(path).unlink(missing_ok=True)
+    path.rename(aside)
     first = reason.strip().splitlines()[0] if reason.strip() else "unknown damage"
     log.warning("%s is damaged (%s): moved to %s and made anew from the spool", path, first, aside.name)
 
 
-def _refuse_busy(error: Exception, path: Path) -> None:
-    """Only damage is healed: a database that another program holds, or that may not be read, is a matter for people."""
+def _refuse_healing(error: Exception, path: Path) -> None:
+    """Only damage is healed: a database that another program holds, or that may not be read, is a matter for people.
+
+    So is a full disk, for which this raises the ``OSError`` that Python's own files do.
+    """
     text = str(error)
+    if os.strerror(errno.ENOSPC) in text:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     if "Could not set lock" in text or "Conflicting lock" in text:
         raise UsageError(
             "is open in another program", place=str(path), hint=f"close it there; {PUBLISHED} of the results is to read"
         ) from error
-    if "Permission denied" in text or "No space left" in text:
+    if "Permission denied" in text:
         raise UsageError(text.splitlines()[0], place=str(path)) from error
 
 
@@ -212,10 +234,17 @@ def connect(results: Path) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(str(path), read_only=True, config=dict(OPEN))
 
 
-def query(results: Path, work: Callable[[duckdb.DuckDBPyConnection], T], problems: list[Problem] | None = None) -> T:
+def query(
+    results: Path,
+    work: Callable[[duckdb.DuckDBPyConnection], T],
+    problems: list[Problem] | None = None,
+    *,
+    refresh: bool = True,
+) -> T:
     """``work(connection)`` on the state of the spool.
 
-    The store is brought up to date first. Where the results cannot be written (a read-only disk), what is published
+    The store is brought up to date first; without ``refresh`` only where nothing is published, which is for the end
+    of a run, whose stores have just been. Where the results cannot be written (a read-only disk), what is published
     is read, and where nothing is, a temporary store is made. A damaged snapshot is moved aside and made anew.
     Raises ``UsageError`` for a folder without any finished job.
     """
@@ -223,7 +252,8 @@ def query(results: Path, work: Callable[[duckdb.DuckDBPyConnection], T], problem
 
     require_results(results)
     try:
-        _refresh(results, problems)
+        if refresh or not published_path(results).exists():
+            _refresh(results, problems)
     except OSError as error:
         if not published_path(results).exists():
             return _on_temporary(results, work, problems)
@@ -237,7 +267,7 @@ def query(results: Path, work: Callable[[duckdb.DuckDBPyConnection], T], problem
         reason = None if innocent else damage(published_path(results))
         if reason is None:
             raise
-        _refuse_busy(error, published_path(results))
+        _refuse_healing(error, published_path(results))
         _move_aside(published_path(results), reason)
     rebuild(results, problems=problems)
     with connect(results) as con:
@@ -267,7 +297,7 @@ def _on_temporary(results: Path, work: Callable[[duckdb.DuckDBPyConnection], T],
 
     with tempfile.TemporaryDirectory(prefix="kdbench-") as folder:
         path = Path(folder) / PUBLISHED
-        _ingest(path, results, None, problems)
+        _made(path, results, problems)
         with duckdb.connect(str(path), read_only=True, config=dict(OPEN)) as con:
             return work(con)
 
@@ -296,8 +326,11 @@ def damage(path: Path) -> str | None:
 class _Follower:
     """A thread that ingests finished jobs in batches, away from the scheduler's loop."""
 
-    PAUSE = 2.0
-    """Seconds between batches; longer where batches take long, so that at most a tenth of the time goes into them."""
+    PAUSE = 60.0
+    """Seconds between batches at least, since the first one imports a second's worth of libraries. Whoever asks
+    kdbench for results brings the store up to date first anyway."""
+    SHARE = 0.02
+    """Of the time that goes into batches at most: a batch copies the whole store, which grows with the run."""
 
     def __init__(self, results: Path) -> None:
         self.results = results
@@ -333,7 +366,7 @@ class _Follower:
             except Exception as error:  # noqa: BLE001  raised again by finish, in the thread of the hooks
                 self.failure = error
                 return
-            pause = max(self.PAUSE, 10 * (time.monotonic() - started))
+            pause = max(self.PAUSE, (time.monotonic() - started) / self.SHARE)
 
 
 class DuckStore:
@@ -358,7 +391,9 @@ class DuckStore:
 
     @hookimpl
     def kdbench_run_finished(self, run: Run, outcomes: Sequence[Outcome]) -> None:
-        """Ingest the rest, so that what is printed next is complete."""
+        """Ingest the rest, so that what is printed next is complete; of a run that was killed here, too."""
         follower = self._followers.pop(run.id, None)
         if follower is not None:
             follower.finish()
+        else:
+            sync(run.results)

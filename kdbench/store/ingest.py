@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
-from scipy.special import stdtrit
 
 from kdbench.errors import Problem, UsageError
 from kdbench.job import Outcome
@@ -133,6 +133,8 @@ def _metric_rows(spec_digest: str, spec: Mapping[str, Any]) -> Rows:
 
 def create(con: duckdb.DuckDBPyConnection) -> None:
     """Make an empty store of the current form."""
+    from scipy.special import stdtrit  # a third of a second, which only a new store needs
+
     con.execute("BEGIN")
     for statement in schema.statements():
         con.execute(statement)
@@ -144,12 +146,10 @@ def create(con: duckdb.DuckDBPyConnection) -> None:
 
 def version_of(con: duckdb.DuckDBPyConnection) -> int | None:
     """Version of a store's form; None for a database that is no store."""
-    row = con.execute(
-        "SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'store' AND table_name = 'meta'"
-    ).fetchone()
-    if row is None or not row[0]:
+    try:
+        found = con.execute("SELECT value FROM store.meta WHERE key = 'schema'").fetchone()
+    except duckdb.CatalogException:  # there is no such table
         return None
-    found = con.execute("SELECT value FROM store.meta WHERE key = 'schema'").fetchone()
     return int(found[0]) if found else None
 
 
@@ -253,7 +253,8 @@ def _write(con: duckdb.DuckDBPyConnection, batch: Batch, replaced: Sequence[str]
             _append(con, table, new)
         con.execute("COMMIT")
     except BaseException:
-        con.execute("ROLLBACK")
+        with suppress(duckdb.Error):  # where it was COMMIT that failed, as on a full disk, there is nothing to undo
+            con.execute("ROLLBACK")
         raise
 
 

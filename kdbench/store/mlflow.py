@@ -20,6 +20,8 @@ from kdbench.store.reporter import URI_VARIABLE
 
 PATIENCE = 20.0
 """Seconds that the end of a run waits for its reporter."""
+HURRY = 1.0
+"""The same, of the end of a run that was interrupted."""
 LOG = "mlflow.log"
 """In the results folder: what the reporter has to say."""
 
@@ -88,7 +90,8 @@ class MlflowReporter:
     def _conclude(self, run: Run, reporting: _Reporting) -> str:
         assert run.tracking is not None
         try:
-            code: int | None = reporting.process.wait(self.patience)
+            # after Ctrl-C nobody wants to wait: the reporter goes on by itself
+            code: int | None = reporting.process.wait(self.patience if run.signal is None else HURRY)
         except subprocess.TimeoutExpired:
             code = None
         cursor = Cursor.of(run.results, run.tracking)

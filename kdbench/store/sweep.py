@@ -10,8 +10,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kdbench.store import duck, packs, spool
+from kdbench.store import duck, packs, runs, spool
 
+RUNS = 20
+"""Runs, the latest ones, whose state is kept."""
+CHECKPOINTS = 30 * 24 * 3600.0
+"""Seconds that the checkpoint of an interrupted job waits for a run that goes on with it."""
 HOUR = 3600.0
 """Seconds that a temporary file, a cache entry or a job without outcome is left alone: someone may be at it."""
 
@@ -39,10 +43,26 @@ def of_results(results: Path, quiet: float = HOUR) -> Iterator[Remains]:
     for folder in sorted((results / spool.RUNNING).glob("[!.]*")):
         lock = folder.with_name(f"{folder.name}.lock")
         if folder.is_dir() and _free(lock):  # whoever runs the job holds its lock
-            yield Remains(folder, _size(folder), "interrupted job", lock)
-    for place in (results, duck.private_folder(results), results / "suites"):
+            if not spool.has_checkpoint(folder):
+                yield Remains(folder, _size(folder), "interrupted job", lock)
+            elif _age(folder) >= max(quiet, CHECKPOINTS):
+                yield Remains(folder, _size(folder), "checkpoint that no run went on from", lock)
+    yield from _runs(results, quiet)
+    for place in (results, duck.private_folder(results), results / "suites", results / "leaderboards"):
         yield from _files(place.glob(f"{duck.PUBLISHED}.damaged-*"), 0, "damaged store")
         yield from _files(place.glob(".*-*"), quiet, "temporary file")
+
+
+def _runs(results: Path, quiet: float) -> Iterator[Remains]:
+    """States of old runs, and locks of runs that were killed."""
+    folder = runs.runs_folder(results)
+    for old in sorted((path for path in folder.glob("[!.]*") if path.is_dir()), reverse=True)[RUNS:]:
+        lock = runs.lock_path(results, old.name)
+        if not runs.held(lock) and _age(old) >= quiet:
+            yield Remains(old, _size(old), "old run", lock if lock.exists() else None)
+    for lock in sorted(folder.glob("[!.]*.lock")):
+        if not runs.held(lock) and _age(lock) >= quiet:
+            yield Remains(lock, _size(lock), "lock of a run that died", lock)
 
 
 def of_cache(root: Path, largest: int, quiet: float = HOUR) -> Iterator[Remains]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdbench.losses.divergences import Divergence
 from kdbench.losses.tokens import Reduction, reduce_tokens, tok_mean
+from kdbench.training.state import Stateful
 
 
 def hard_loss(task: Any) -> Callable[[nn.Module, Any], Tensor]:
@@ -57,9 +58,10 @@ def train_with_divergence(
     loader: Iterable[Any] | None = None,
     steps: int | None = None,
     on_step: Callable[[int], None] | None = None,
+    state: Iterable[Stateful] = (),
 ) -> nn.Module:
     """Train the task's student (or ``student``) by :func:`distillation_loss` and return it."""
     student = task.student() if student is None else student
     loss = distillation_loss(task, divergence, kd_ratio=kd_ratio, temperature=temperature, reduction=reduction)
-    task.fit(student, loss, loader=loader, steps=steps, on_step=on_step)
+    task.fit(student, loss, loader=loader, steps=steps, on_step=on_step, state=state)
     return student

@@ -1,14 +1,15 @@
 """The one training loop of loss-style methods.
 
 The loop does per step only what training needs: fetch, forward, backward, clip, step. Values for the curve are
-kept as tensors and read when they are due, so that a step costs no synchronisation with the device.
+kept as tensors and read when they are due, so that a step costs no synchronisation with the device. Whether a
+checkpoint is due costs one comparison with the clock.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.errors import Diverged, JobError, OverBudget
 from kdbench.spec import Recipe
+from kdbench.training.loaders import cycle
+from kdbench.training.saver import Parts, Saver
+from kdbench.training.state import Stateful, Values
 
 if TYPE_CHECKING:
     from kdbench.task import Task
@@ -83,17 +87,6 @@ def rate(step: int, total: int, recipe: Recipe) -> float:
     return 1.0
 
 
-def cycle(loader: Iterable[Any]) -> Iterator[Any]:
-    """Batches of ``loader``, epoch after epoch. Raises ``JobError`` where an epoch has no batch."""
-    while True:
-        empty = True
-        for batch in loader:
-            empty = False
-            yield batch
-        if empty:
-            raise JobError("the data loader gave no batch")
-
-
 class _Ema:
     """Exponential moving average of a network's weights; buffers are copied."""
 
@@ -113,8 +106,10 @@ class _Ema:
             mine.copy_(theirs)
 
 
-class _Meter:
+class _Meter(Values):
     """Sums of named losses as tensors, read when a point of the curve is due."""
+
+    kept = ("sums", "count")
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -130,6 +125,17 @@ class _Meter:
         values = {name: float(total) / self.count for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
         return values
+
+
+class _Seen(Values):
+    """What the loop counts."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.flops_per_sample = 0.0
+        self.loss = math.nan
+        self.seconds = 0.0
+        self.finished = False
 
 
 def _named(value: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -153,6 +159,7 @@ def fit(
     modules: Sequence[nn.Module],
     ema: float | None,
     on_step: Callable[[int], None] | None,
+    state: Sequence[Stateful],
     tag: str,
 ) -> FitResult:
     """See :meth:`kdbench.task.Task.fit`."""
@@ -177,46 +184,71 @@ def fit(
     every = max(1, steps // POINTS)
     watch = task.device.type == "cpu"  # reading a value costs a synchronisation on other devices
     counted = min(2, steps)  # the first step may make what all later ones share, such as cached teacher outputs
-    meter, batches, last = _Meter(), cycle(loader), math.nan
-    samples, per_sample = 0, 0.0
+    meter, batches, seen = _Meter(), cycle(loader), _Seen()
 
     for network in (model, *modules):
         network.train()
-    started = time.perf_counter()
-    for step in range(1, steps + 1):
-        micro_batches = [next(batches) for _ in range(recipe.accumulate)]  # not counted: a loader may generate its data
-        with FlopCounterMode(display=False) if step == counted else nullcontext() as flops:
-            for batch in micro_batches:
-                with torch.autocast(task.device.type, dtype, enabled=dtype is not None):
-                    total, parts = _named(loss(model, batch))
-                if watch and not math.isfinite(total.item()):
-                    raise Diverged(f"the loss is {total.item()} at step {step} of {steps}")
-                meter.add(parts)
-                share = total / recipe.accumulate if recipe.accumulate > 1 else total
-                torch.autograd.backward(scaler.scale(share))
-        size = sum(len(batch) for batch in micro_batches)
-        samples += size
-        task.budget.spend("samples", size)
-        if flops is not None:
-            per_sample = flops.get_total_flops() / size
-        if recipe.clip is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        scheduler.step()
-        if average is not None:
-            average.update()
-        if on_step is not None:
-            on_step(step)
-        if step % every == 0 or step == steps:
-            values = meter.read()
-            last = values["loss"]
-            if not math.isfinite(last):
-                raise Diverged(f"the loss is {last} at step {step} of {steps}")
-            task.log(step, **{prefix + name: value for name, value in values.items()})
-            task.progress(step, steps, values)
-    task.budget.spend("flops", per_sample * samples)
+    saver = Saver.of(
+        task,
+        Parts(
+            networks=(model, *modules),
+            average=None if average is None else average.model,
+            optimizing={"optimizer": optimizer, "schedule": scheduler, "scaler": scaler},
+            counts={"meter": meter, "seen": seen},
+            batches=batches,
+            state=state,
+        ),
+        call={"tag": tag, "spend": spend, "steps": steps, "recipe": recipe.model_dump_json()},
+        functions={"loss": loss, "on_step": on_step},
+        first=counted,
+    )
+    done = 0 if saver is None else saver.resume()
+    values: dict[str, float] = {}
+    started = time.perf_counter() - seen.seconds
+    with nullcontext() if saver is None else saver.running():
+        for step in range(done + 1, steps + 1):
+            micro_batches = [next(batches) for _ in range(recipe.accumulate)]  # not counted: a loader may generate data
+            with FlopCounterMode(display=False) if step == counted else nullcontext() as flops:
+                for batch in micro_batches:
+                    with torch.autocast(task.device.type, dtype, enabled=dtype is not None):
+                        total, parts = _named(loss(model, batch))
+                    if watch and not math.isfinite(total.item()):
+                        raise Diverged(f"the loss is {total.item()} at step {step} of {steps}")
+                    meter.add(parts)
+                    share = total / recipe.accumulate if recipe.accumulate > 1 else total
+                    torch.autograd.backward(scaler.scale(share))
+            size = sum(len(batch) for batch in micro_batches)
+            seen.samples += size
+            task.budget.spend("samples", size)
+            if flops is not None:
+                seen.flops_per_sample = flops.get_total_flops() / size
+            if recipe.clip is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            scheduler.step()
+            if average is not None:
+                average.update()
+            if on_step is not None:
+                on_step(step)
+            logged = step % every == 0 or step == steps
+            if logged:
+                values = meter.read()
+                seen.loss = values["loss"]
+                if not math.isfinite(seen.loss):
+                    raise Diverged(f"the loss is {seen.loss} at step {step} of {steps}")
+            task.progress(step, steps, values)  # before the log, which is progress too but knows no number of steps
+            if logged:
+                task.log(step, **{prefix + name: value for name, value in values.items()})
+            if saver is not None and time.monotonic() >= saver.due:
+                seen.seconds = time.perf_counter() - started
+                saver.save(step, micro_batches[-1])
+    if not seen.finished:
+        seen.seconds, seen.finished = time.perf_counter() - started, True
+        task.budget.spend("flops", seen.flops_per_sample * seen.samples)
+        if saver is not None:
+            saver.finish(steps, seen.seconds)
     model.eval()
-    return FitResult(steps, last, time.perf_counter() - started, average.model if average else None)
+    return FitResult(steps, seen.loss, seen.seconds, average.model if average else None)

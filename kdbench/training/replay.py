@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from kdbench.losses.tokens import IGNORE
+from kdbench.training.loaders import Epochs
 from kdbench.training.rollouts import sampler
 
 
@@ -76,6 +77,25 @@ class ReplayBuffer:
         chosen = rng.choice(len(self._rows), size=min(n, len(self._rows)), replace=False)
         return [self._rows[i] for i in chosen]
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every sequence, one after the other in few tensors."""
+        if not self._rows:
+            return {}
+        return {
+            "lengths": torch.tensor([len(row.input_ids) for row in self._rows]),
+            "input_ids": torch.cat([row.input_ids for row in self._rows]),
+            "labels": torch.cat([row.labels for row in self._rows]),
+            "index": torch.stack([row.index for row in self._rows]),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._rows.clear()
+        if state:
+            lengths = state["lengths"].tolist()
+            ids, labels = (torch.split(state[name], lengths) for name in ("input_ids", "labels"))
+            columns = (ids, labels, state["index"].unbind())
+            self._rows.extend(Row(*each) for each in zip(*columns, strict=True))
+
 
 class AdaptiveReplay:
     """Batches by DistiLLM's adaptive scheduler (Ko et al. 2024, section 3.2): data, the student's samples, or replay.
@@ -102,7 +122,7 @@ class AdaptiveReplay:
         tolerance: float = 0.1,
     ) -> None:
         """``source`` gives the batches of one epoch, ``sample(n)`` n responses of the student as it is now."""
-        self.source, self.sample, self.steps, self.rng = source, sample, steps, rng
+        self.source, self.sample, self.steps, self.rng = Epochs(source), sample, steps, rng
         self.buffer = ReplayBuffer(capacity)
         self.phi, self.increase, self.tolerance = threshold, increase, tolerance
         self.reference: float | None = None
@@ -124,7 +144,10 @@ class AdaptiveReplay:
 
     def __iter__(self) -> Iterator[Any]:
         """One epoch; the count of steps goes on from epoch to epoch."""
-        for batch in self.source:
+        return self._chosen(self.source.epoch())
+
+    def _chosen(self, source: Iterator[Any]) -> Iterator[Any]:
+        for batch in source:
             kind = self.choose(self.rng.random(), sum(self.counts.values()))
             self.counts[kind] += 1
             if kind == "fresh":
@@ -135,6 +158,22 @@ class AdaptiveReplay:
                 yield batch_of(self.buffer.sample(len(batch), self.rng), batch)
             else:
                 yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the states of the generators and the weights of the student."""
+        return {
+            "phi": self.phi,
+            "reference": self.reference,
+            "counts": self.counts,
+            "buffer": self.buffer.state_dict(),
+            "source": self.source.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next iteration goes on from there."""
+        self.phi, self.reference, self.counts = state["phi"], state["reference"], dict(state["counts"])
+        self.buffer.load_state_dict(state["buffer"])
+        self.source.load_state_dict(state["source"])
 
 
 def adaptive_batches(

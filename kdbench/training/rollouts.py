@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from kdbench.task import count_parameters
+from kdbench.training.loaders import Epochs
 
 
 def sampler(
@@ -60,13 +61,25 @@ class MixedBatches:
         rng: np.random.Generator,
     ) -> None:
         """``chance(step)`` is the probability that the batch of ``step`` (0-based) is replaced by ``sample(n)``."""
-        self.source, self.sample, self.chance, self.rng = source, sample, chance, rng
+        self.source, self.sample, self.chance, self.rng = Epochs(source), sample, chance, rng
         self.step = 0
         self.sampled = 0
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.source:
+        return self._mixed(self.source.epoch())
+
+    def _mixed(self, source: Iterator[Any]) -> Iterator[Any]:
+        for batch in source:
             replaced = self.rng.random() < self.chance(self.step)
             self.step += 1
             self.sampled += replaced
             yield self.sample(len(batch)) if replaced else batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps so far and where the data is; the states of the generators are not part of it."""
+        return {"step": self.step, "sampled": self.sampled, "source": self.source.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next iteration goes on from there."""
+        self.step, self.sampled = state["step"], state["sampled"]
+        self.source.load_state_dict(state["source"])

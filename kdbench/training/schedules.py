@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from kdbench.training.loop import POINTS
+from kdbench.training.state import Values
 
 if TYPE_CHECKING:
     from kdbench.task import Task
 
 
-class Ramp:
+class Ramp(Values):
     """A weight that rises linearly from near 0 to 1 over a first part of the steps, and stays there.
 
     ``value`` is what the current step uses: (step + 1) / (fraction * steps) at step 0, 1, ..., at most 1.
     """
+
+    kept = ("value",)
 
     def __init__(self, steps: int, fraction: float) -> None:
         """``steps`` of the training in all, ``fraction`` in [0, 1) of them for the rise."""
@@ -37,8 +40,10 @@ class CosineRamp(Ramp):
         self.value = (1 - math.cos(math.pi * done)) / 2
 
 
-class Watch:
+class Watch(Values):
     """Means of named values that a loss sees, added to the job's curve at the same points as the losses."""
+
+    kept = ("_sums", "_count")
 
     def __init__(self, task: Task, steps: int, prefix: str = "") -> None:
         self.task, self.every, self.steps, self.prefix = task, max(1, steps // POINTS), steps, prefix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -67,6 +68,35 @@ def test_a_run_ends_with_a_table_the_paths_and_what_to_type_next(command, tmp_pa
     assert again.returncode == 0, again.stderr
     assert time.monotonic() - started < 20, "nothing is imported for nothing (about a second on an idle machine)"
     assert "[1/" not in again.stderr
+
+
+def test_several_suites_are_one_run_with_a_summary_of_each(command, tmp_path):
+    start = command("plain", "other")
+    (tmp_path / "two.yaml").write_text("tasks: [toy/bare@smoke]\nmethods: [plain]\nseeds: 3\ntracking: false\n")
+    start = [*start[:5], "two.yaml", *start[5:]]
+    assert start[3:6] == ["run", "mine.yaml", "two.yaml"]
+    planned = go(start, tmp_path, "--dry-run", "--json")
+    data = json.loads(planned.stdout)
+    assert [plan["job_count"] for plan in data["suites"]] == [4, 3]
+    assert len(data["to_run"]) == 5, "two jobs are in both"
+
+    done = go(start, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mine: 4 jobs: 4 ok (4 of them now)" in done.stdout
+    assert "two: 3 jobs: 3 ok (3 of them now)" in done.stdout
+    assert done.stdout.count("page: results/leaderboards/") == 2
+    assert "kdbench leaderboard --suite mine; kdbench leaderboard --suite two" in done.stdout
+    assert "5 of 5 jobs to run" in done.stderr
+
+    again = json.loads(go(start, tmp_path, "--json").stdout)
+    assert (again["suite"], again["jobs"], again["ran"], again["ok"]) == ("mine + two", 5, 0, 5)
+    assert {name: part["ok"] for name, part in again["suites"].items()} == {"mine": 4, "two": 3}
+
+    (tmp_path / "two.yaml").write_text("name: mine\ntasks: [toy/bare@smoke]\nmethods: [plain]\nexecutor: ray\n")
+    refused = go(start, tmp_path)
+    assert refused.returncode == 2
+    errors = [line for line in refused.stderr.splitlines() if line.startswith("error: two.yaml:")]
+    assert len(errors) == 3, "the name, the executor and the tracking"
 
 
 def test_failed_jobs_are_exit_code_1_with_the_commands_to_look_and_to_retry(command, tmp_path):

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from kdbench.cache import Cache
+from kdbench.plan import Plan, make_plan
 from kdbench.registry import Registry, discover
+from kdbench.suite import suite_of
 from tests.toytrack import CARD, EXTENSION, PLAIN, write_method
+
+BASE: dict[str, Any] = {"tasks": ["toy/line@smoke"], "methods": ["plain"], "seeds": 1}
 
 TUNED = """
 class Tuned(Params):
@@ -34,4 +41,23 @@ def write_methods(folder: Path) -> Path:
 
 def toy_registry(folder: Path) -> Registry:
     """The toy track and the methods of :func:`write_methods`, beside all that is installed."""
-    return discover([EXTENSION, write_methods(folder)])
+    return registry_of(write_methods(folder))
+
+
+def registry_of(folder: Path) -> Registry:
+    """The toy track and the methods in a folder, beside all that is installed."""
+    return discover([EXTENSION, folder])
+
+
+def planner(registry: Registry, folder: Path) -> Callable[..., Plan]:
+    """Plans of small suites: ``make({"seeds": 2})`` is what differs from one job of ``toy/plain``; results and cache
+    are in ``folder``."""
+
+    def make(
+        data: Mapping[str, Any] | None = None, results: Path = folder, registry: Registry = registry, **options: Any
+    ) -> Plan:
+        return make_plan(
+            suite_of({**BASE, **(data or {})}), registry, results, cache=Cache(folder / "cache"), **options
+        )
+
+    return make

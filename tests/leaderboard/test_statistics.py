@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from kdbench.leaderboard import statistics as s
 
@@ -124,6 +125,15 @@ def test_holm_lies_between_raw_and_bonferroni(p: np.ndarray) -> None:
     assert (np.diff(adjusted[order]) >= 0).all()
 
 
+@pytest.mark.parametrize("m", [1, 2, 5, 10, 45])
+def test_holm_is_that_of_statsmodels(m: int) -> None:
+    p = np.random.default_rng(m).uniform(0, 1, m) ** 4
+    p[m // 2] = p[0]  # ties
+    rejected, adjusted, _, _ = multipletests(p, alpha=s.ALPHA, method="holm")
+    assert s.holm(p) == pytest.approx(adjusted)
+    assert ((s.holm(p) < s.ALPHA) == rejected).all()
+
+
 def spread(mean: float, noise: float, seed: int, n: int = 5) -> np.ndarray:
     return mean + noise * np.random.default_rng(seed).standard_normal(n)
 
@@ -148,6 +158,85 @@ def test_failed_methods_rank_behind_all_complete_ones() -> None:
     best[4] = NAN
     values = np.stack([best, spread(0.5, 1e-4, 1), spread(0.4, 1e-4, 2), np.full(5, NAN)])
     assert s.ranks(values, np.array([False, True, True, False]), "max") == [(3, 3), (1, 1), (2, 2), None]
+
+
+def test_pairs_are_scipys_tests_corrected_by_statsmodels() -> None:
+    values = np.stack([spread(mean, 0.02, index) for index, mean in enumerate([0.5, 0.52, 0.55, 0.58, 0.7])])
+    pairs, board = s.separations(values, "max"), s.separations(values, "max", family="board")
+    p = np.array([[stats.ttest_rel(a, b).pvalue if a is not b else np.nan for b in values] for a in values])
+    higher = values.mean(axis=1)[None] > values.mean(axis=1)[:, None]
+    for index in range(5):
+        others = np.arange(5) != index
+        rejected = multipletests(p[index, others], method="holm")[0]
+        assert (pairs.better[index, others] == (rejected & higher[index, others])).all()
+        assert (pairs.worse[index, others] == (rejected & ~higher[index, others])).all()
+        assert not pairs.better[index, index]
+    upper = np.triu_indices(5, 1)
+    rejected = multipletests(p[upper], method="holm")[0]
+    assert (board.separated[upper] == rejected).all()
+    assert (board.separated == board.separated.T).all()
+    assert (board.separated <= pairs.separated).all(), "the family of a board finds nothing more"
+    assert pairs.separated.any()
+    assert (s.separations(-values, "min").better == pairs.better).all()
+    assert pairs.tested.sum() == 20
+
+
+def test_pairs_of_methods_with_missing_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(7)
+    values = rng.normal(0.5, 0.05, (12, 6)) + 0.1 * np.arange(12)[:, None]
+    values[rng.random(values.shape) < 0.3] = NAN
+    pairs = s.separations(values, "max")
+    for i, a in enumerate(values):
+        p = np.full(12, NAN)
+        for j, b in enumerate(values):
+            common = np.isfinite(a) & np.isfinite(b)
+            if i != j and common.sum() >= 2:
+                p[j] = stats.ttest_rel(a[common], b[common]).pvalue
+        assert (pairs.tested[i] == np.isfinite(p)).all()
+        significant = np.nan_to_num(s.holm(p), nan=1.0) < s.ALPHA
+        assert ((pairs.better[i] | pairs.worse[i]) == significant).all()
+    assert (pairs.better | pairs.worse).any()
+    assert not (pairs.better & pairs.worse).any()
+    monkeypatch.setattr(s, "_BLOCK", 5)
+    blocks = s.separations(values, "max")
+    for name in ("better", "worse", "tested"):
+        assert (getattr(blocks, name) == getattr(pairs, name)).all()
+
+
+def test_rows_are_independent() -> None:
+    rng = np.random.default_rng(8)
+    values = rng.normal(0.85, 0.01, (6, 5))
+    values[1, :2], values[2], values[3, 1:] = NAN, NAN, NAN
+    floor, ceiling = spread(0.8, 0.01, 0), spread(0.95, 0.01, 1)
+    means, gaps = s.mean_intervals(values), s.gaps_closed(values, floor, ceiling, "max")
+    assert [estimate and estimate.n for estimate in means] == [5, 3, None, 1, 5, 5]
+    assert [estimate and estimate.n for estimate in gaps] == [5, 3, None, 1, 5, 5]
+    for row, mean, gap in zip(values, means, gaps, strict=True):
+        if mean is not None:
+            assert s.mean_interval(row) == mean
+            alone = s.gap_closed(row, floor, ceiling, "max")
+            assert alone is not None
+            assert gap is not None
+            assert alone.mean == pytest.approx(gap.mean)
+    kept = slice(2, None)
+    gain, width = values[1, kept] - floor[kept], (ceiling - floor)[kept]
+    linear = (gain - gain.mean() / width.mean() * width) / width.mean()
+    assert gaps[1] is not None
+    assert gaps[1].mean == pytest.approx(gain.mean() / width.mean())
+    assert gaps[1].half == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(linear))
+    assert s.mean_intervals(np.empty((0, 5))) == []
+    assert s.gaps_closed(np.empty((0, 5)), floor, ceiling, "max") == []
+
+
+def test_families_of_ranks() -> None:
+    values = np.stack([spread(mean, 0.02, index) for index, mean in enumerate([0.5, 0.53, 0.56, 0.59, 0.62, 0.65])])
+    complete = np.ones(6, bool)
+    narrow, wide = s.ranks(values, complete, "max"), s.ranks(values, complete, "max", family="board")
+    for one, other in zip(narrow, wide, strict=True):
+        assert one is not None
+        assert other is not None
+        assert other.best <= one.best <= one.worst <= other.worst
+    assert narrow != wide
 
 
 def test_one_seed_gives_no_rank_and_a_lone_method_the_first() -> None:

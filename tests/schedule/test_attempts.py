@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
 from kdbench.errors import UsageError
 from kdbench.schedule import attempts
-from kdbench.store import spool
-from tests.helpers.outcomes import make_job, make_outcome
+from kdbench.store import spool, sweep
+from tests.helpers.outcomes import make_job, make_outcome, put
 
 
 @pytest.fixture
@@ -139,6 +140,92 @@ def test_an_attempt_starts_with_an_empty_folder(results):
     (claim.clear() / "file").write_text("x")
     assert list(claim.clear().iterdir()) == []
     claim.release()
+
+
+HEADER = f"{spool.CHECKPOINT}/{spool.CHECKPOINT_HEADER}"
+
+
+def interrupt(results, id, **files):
+    """An attempt with a checkpoint that ends without an outcome."""
+    claim = attempts.claim(results, id)
+    folder = claim.clear()
+    for name, text in {HEADER: "{}", f"{spool.CHECKPOINT}/fit0-3.pt": "state", "log.txt": "log", **files}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    claim.release()
+    return folder
+
+
+def test_an_interrupted_attempt_leaves_its_checkpoint_to_the_next(results):
+    folder = interrupt(results, "a", **{"curve.jsonl": "{}", "artifacts/grid": "x"})
+    assert names(folder) == [f"{spool.CHECKPOINT}/fit0-3.pt", HEADER, "log.txt"]
+    attempts.sweep(results)
+    assert names(folder) == [f"{spool.CHECKPOINT}/fit0-3.pt", HEADER, "log.txt"]
+    claim = attempts.claim(results, "a")
+    assert names(claim.clear()) == [f"{spool.CHECKPOINT}/fit0-3.pt", HEADER]
+    claim.release()
+    assert folder.exists()
+    assert attempts.sweep(results, anew={"a"}) == 1
+    assert list(attempts.running_folder(results).iterdir()) == []
+
+
+def test_checkpoints_that_no_run_goes_on_from_are_removed_in_the_end(results):
+    folder = interrupt(results, "a")
+    assert list(sweep.of_results(results, quiet=0)) == []
+    long_ago = time.time() - sweep.CHECKPOINTS - 60
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (long_ago, long_ago))
+    (remains,) = sweep.of_results(results)
+    assert (remains.path, remains.reason) == (folder, "checkpoint that no run went on from")
+    assert sweep.remove(remains)
+    assert not folder.exists()
+
+
+def test_half_a_checkpoint_is_none(results):
+    claim = attempts.claim(results, "a")
+    (claim.clear() / spool.CHECKPOINT).mkdir()
+    (claim.folder / spool.CHECKPOINT / "fit0-3.pt").write_text("half")
+    claim.release()
+    assert list(attempts.running_folder(results).iterdir()) == []
+
+
+@pytest.mark.parametrize("status", ["ok", "failed", "timeout", "crashed"])
+def test_a_job_that_has_ended_keeps_no_checkpoint(results, status):
+    outcome = make_outcome(make_job(), 0.5 if status == "ok" else None, status=status)
+    interrupt(results, outcome.id)
+    claim = attempt(results, outcome, **{"log.txt": "log"})
+    folder = claim.publish()
+    claim.release()
+    assert names(folder) == ["log.txt", "outcome.json"]
+    assert list(attempts.running_folder(results).iterdir()) == []
+
+
+def test_a_job_that_was_cancelled_has_an_outcome_and_a_checkpoint(results):
+    outcome = make_outcome(make_job(), None, status="interrupted")
+    for _ in range(2):
+        left = interrupt(results, outcome.id)
+        claim = attempt(results, outcome, **{"log.txt": "log"})
+        folder = claim.publish()
+        claim.release()
+        assert names(folder) == ["log.txt", "outcome.json"]
+        assert names(left) == [f"{spool.CHECKPOINT}/fit0-3.pt", HEADER]
+        attempts.sweep(results)
+        assert left.exists()
+    better = make_outcome(make_job(), 0.9)
+    claim = attempt(results, better)
+    claim.publish()
+    claim.release()
+    assert spool.read_outcome(folder) == better
+    assert names(folder) == ["outcome.json"]
+    assert list(attempts.running_folder(results).iterdir()) == []
+
+
+def test_the_checkpoint_of_a_job_that_was_done_elsewhere_goes(results):
+    outcome = make_outcome(make_job())
+    put(results, outcome)
+    interrupt(results, outcome.id)
+    attempts.sweep(results)
+    assert list(attempts.running_folder(results).iterdir()) == []
 
 
 def test_results_that_cannot_be_written_are_one_message(tmp_path):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 
-import pytest
-
-from kdbench.job import Run
-from kdbench.schedule.console import Console, Tally
+from kdbench.job import Place
+from kdbench.schedule.console import Console
 from tests.helpers.outcomes import make_job, make_outcome
+from tests.helpers.runs import make_run
 
 
 class Terminal(io.StringIO):
@@ -18,18 +17,12 @@ class Terminal(io.StringIO):
 
 def told(stream, tmp_path, jobs, outcomes):
     console = Console(stream)
-    run = Run(
-        id="r",
-        suites={"s": [job.id for job in jobs]},
-        results=tmp_path,
-        jobs=jobs,
-        todo=[job.id for job in jobs],
-        workers=2,
-    )
+    run = make_run(tmp_path, jobs)
     console.kdbench_run_started(run=run)
     for job, outcome in zip(jobs, outcomes, strict=True):
-        console.kdbench_job_started(run=run, job=job)
+        console.kdbench_job_started(run=run, job=job, place=Place(pid=1))
         console.kdbench_job_progress(run=run, job=job, step=3, total=10, metrics={"loss": 0.25})
+        console.kdbench_job_usage(run=run, job=job, usage={"rss_bytes": 3 * 2.0**30})
         if console.live is not None:
             console.live.refresh()
         console.kdbench_job_finished(run=run, job=job, outcome=outcome)
@@ -56,18 +49,27 @@ def test_a_terminal_shows_what_runs_and_keeps_only_failures(tmp_path):
     text = told(Terminal(), tmp_path, jobs, outcomes)
     assert "step 3/10" in text
     assert "loss 0.25" in text
+    assert "3.0 GiB" in text
     assert "[2/2] oom" in text
     assert "[1/2] ok" not in text
 
 
-def test_the_time_left_comes_from_jobs_of_the_same_kind(tmp_path):
-    slow, fast = [make_job("slow", seed) for seed in range(3)], [make_job("fast", seed) for seed in range(3)]
-    tally = Tally([*slow, *fast], workers=2)
-    assert tally.eta({}) is None, "nothing is known before the first job has ended"
-    done = make_outcome(slow[0])
-    tally.add(slow[0], done)
-    assert tally.eta({}) == pytest.approx(5 * done.seconds / 2)
-    assert tally.eta({("x", "y"): 1e9}) == 0
-    assert (tally.n_done, tally.n_failed, tally.n_left) == (1, 0, 5)
-    tally.add(fast[0], make_outcome(fast[0], None, status="failed"))
-    assert tally.n_failed == 1
+def test_several_suites_and_what_was_done_before(tmp_path):
+    jobs = [make_job(seed=seed) for seed in range(3)]
+    stream = io.StringIO()
+    console = Console(stream)
+    run = make_run(tmp_path, jobs, suites={"a": jobs[:2], "b": jobs}, todo=jobs[1:])
+    console.kdbench_run_started(run=run)
+    console.kdbench_job_finished(run=run, job=jobs[1], outcome=make_outcome(jobs[1]))
+    first, second = stream.getvalue().splitlines()
+    assert first == "a + b: 2 of 3 jobs to run, 1 done before, 2 at a time"
+    assert second.startswith("[1/2] ok")
+
+
+def test_a_run_with_nothing_to_do_says_nothing(tmp_path):
+    stream = io.StringIO()
+    console = Console(stream)
+    run = make_run(tmp_path, [make_job()], todo=[])
+    console.kdbench_run_started(run=run)
+    console.kdbench_run_finished(run=run, outcomes=[])
+    assert stream.getvalue() == ""

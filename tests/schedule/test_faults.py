@@ -266,3 +266,29 @@ def test_outcomes_say_what_they_cost_and_where_they_come_from(zoo):
     assert "kdbench.training.loop" in outcome.provenance["modules"]
     assert not any(name.startswith("kdbench.schedule") for name in outcome.provenance["modules"])
     assert zoo[1]["killed"].provenance["packages"] == outcome.provenance["packages"]
+
+
+def test_a_job_without_a_sign_of_life_is_ended_long_before_its_time(tmp_path):
+    body = """
+        import ctypes, threading
+        @hookimpl
+        def train(task, params):
+            student = task.student()
+            task.fit(student, lambda model, batch: model(batch.x).pow(2).mean(), steps=2)
+            threading.Thread(target=print, args=["still here"]).start()
+            ctypes.PyDLL(None).sleep(600)      # in C, with the interpreter's lock
+        """
+    files = [write_method(tmp_path, "hangs", body)]
+    suite = {
+        "name": "hung",
+        "tasks": [{"task": "toy/bare", "scale": "smoke"}],
+        "methods": ["hangs"],
+        "seeds": 1,
+        "heartbeat": 1,
+    }
+    result = kdbench.run(suite, results=tmp_path / "r", plugins=[EXTENSION, *files], tracking=False)
+    (outcome,) = result.outcomes
+    assert (outcome.status, outcome.error.type) == ("timeout", "hung")
+    assert outcome.error.message.startswith("it gave no sign of life for 1 seconds; the last was ")
+    assert outcome.error.message.endswith("; it was at step 1"), "progress is told twice a second at most"
+    assert "hangs.py" in (spool.job_folder(tmp_path / "r", outcome.id) / "log.txt").read_text(), "where it was"

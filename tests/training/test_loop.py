@@ -22,7 +22,7 @@ class Rows(list):
 
 class FakeTask(SimpleNamespace):
     def __init__(self, steps: int = 20) -> None:
-        super().__init__(budget=Budget({"steps": steps}), device=torch.device("cpu"), curve=[])
+        super().__init__(budget=Budget({"steps": steps}), device=torch.device("cpu"), curve=[], checkpoints=None)
 
     def log(self, step: int, **values: float) -> None:
         self.curve.append((step, values))
@@ -45,7 +45,7 @@ def squared(model: nn.Module, batch: Rows) -> torch.Tensor:
 
 
 def run(task, model, loader, loss=squared, **kwargs):
-    options = {"steps": None, "spend": "steps", "modules": (), "ema": None, "on_step": None, "tag": ""}
+    options = {"steps": None, "spend": "steps", "modules": (), "ema": None, "on_step": None, "state": (), "tag": ""}
     recipe = kwargs.pop("recipe", Recipe(optimizer="sgd", lr=0.05, momentum=0.0, schedule="constant"))
     return fit(task, model, loss, loader=loader, recipe=recipe, **{**options, **kwargs})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from kdbench.tracks.llm.evaluate import class_logits, class_metrics, exact_match
 from kdbench.tracks.llm.generation import Prompts, as_batch, generate
 from kdbench.tracks.llm.spec import OUTPUT_SPLITS, Hub, LLMSpec, Net, SmolLM2
 from kdbench.tracks.llm.tokenizers import pad_id, start_id
+from kdbench.training.loaders import Order
 
 
 @dataclass
@@ -51,14 +52,25 @@ class Loader:
     """Batches of a split in random order; each iteration is one epoch, and epochs differ."""
 
     def __init__(self, sequences: Sequences, size: int, split: str, generator: torch.Generator, device: torch.device):
-        self.sequences, self.size, self.split, self.generator, self.device = sequences, size, split, generator, device
+        self.sequences, self.split, self.device = sequences, split, device
+        self._order = Order(len(sequences), size, generator)
 
     def __iter__(self) -> Iterator[TextBatch]:
-        for rows in torch.randperm(len(self.sequences), generator=self.generator).split(self.size):
-            yield self.sequences.batch(rows, self.split).to(self.device)
+        return map(self._batch, self._order)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.sequences) / self.size)
+        return len(self._order)
+
+    def _batch(self, rows: Tensor) -> TextBatch:
+        return self.sequences.batch(rows, self.split).to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the latest epoch is; the state of the generator is not part of it."""
+        return self._order.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next iteration goes on from there."""
+        self._order.load_state_dict(state)
 
 
 class LLMTask(Task):

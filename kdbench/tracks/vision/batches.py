@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from kdbench.training.loaders import Order
 
 ROLL = 2
 """Largest shift of the augmentation, in pixels."""
@@ -81,15 +84,25 @@ class Batches:
         self.size = size
         self.generator = generator
         self.augment = augment
+        self._order = Order(len(split), size, generator, split.x.device)
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return -(-len(self.split) // self.size)
+        return len(self._order)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = torch.randperm(len(self.split), generator=self.generator).to(self.split.x.device)
-        for rows in order.split(self.size):
-            batch = self.split.batch(rows)
-            if self.augment:
-                batch = Batch(roll(batch.x, self.generator), batch.y, batch.index, augmented=True)
-            yield batch
+        return map(self._batch, self._order)
+
+    def _batch(self, rows: Tensor) -> Batch:
+        batch = self.split.batch(rows)
+        if not self.augment:
+            return batch
+        return Batch(roll(batch.x, self.generator), batch.y, batch.index, augmented=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the latest epoch is; the state of ``generator`` is not part of it."""
+        return self._order.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next iteration goes on from there."""
+        self._order.load_state_dict(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +267,17 @@ class VisionTask(Task):
         if self.limited:
             return self._counter()(rows + self._offset("pool"))
         return self.teacher_logits(self.split("pool").batch(rows))
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of :class:`kdbench.task.Task`, with the images whose answers were paid for."""
+        return super().state_dict() | {"known": None if self._counting is None else self._counting.known}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["known"] is not None:
+            self._counter().known.copy_(state["known"])
+        super().load_state_dict(state)  # the budget last: making the counter may spend
 
     # --- evaluation -----------------------------------------------------------------------------------------------
 

@@ -89,7 +89,11 @@ def train(spec: TeacherSpec, dataset: data.Dataset, size: int, seed: int, device
 
     # The loop charges a task; a teacher is charged to nobody.
     nobody = SimpleNamespace(
-        device=device, budget=Budget({}), log=lambda *args, **values: None, progress=lambda *args: None
+        device=device,
+        budget=Budget({}),
+        checkpoints=None,
+        log=lambda *args, **values: None,
+        progress=lambda *args: None,
     )
     loop.fit(
         nobody,
@@ -102,6 +106,7 @@ def train(spec: TeacherSpec, dataset: data.Dataset, size: int, seed: int, device
         modules=(),
         ema=None,
         on_step=None,
+        state=(),
         tag="",
     )
     return round_half(model).eval()

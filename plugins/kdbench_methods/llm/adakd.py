@@ -22,6 +22,7 @@ from kdbench.losses.tokens import tok_mean
 from kdbench.training.loop import POINTS
 from kdbench.training.replay import adaptive_batches
 from kdbench.training.rollouts import MixedBatches, sampler
+from kdbench.training.state import Values
 
 PAPER = Paper(
     slug="adakd",
@@ -88,8 +89,10 @@ class AdaKdParams(Params):
     max_new: int = Field(24, ge=1, le=4096, description="longest sampled response in tokens")
 
 
-class Focus:
+class Focus(Values):
     """The controller of r: a moving average of the loss, a reference, and hysteresis between them."""
+
+    kept = ("r", "average", "reference")
 
     def __init__(self, *, eps, sigma, floor, decay, warmup_steps):
         self.eps, self.sigma, self.floor, self.decay, self.warmup_steps = eps, sigma, floor, decay, warmup_steps
@@ -171,8 +174,8 @@ def train(task, params):
     c = {"inverse": params.c, "reversed": -params.c, "none": 0.0}[params.direction]
     base = divergence(params.base)
     chance = task.generator("focus")
-    seen = {"tokens": 0, "kept": 0}
-    latest = []
+    seen = Values(tokens=0, kept=0)
+    latest = []  # of the current step alone
 
     def loss(model, batch):
         tokens = task.tokens(model, batch)
@@ -187,8 +190,8 @@ def train(task, params):
             detach=params.detach,
             generator=chance,
         )
-        seen["tokens"] += len(what["kept"])
-        seen["kept"] += len(what["tau"])
+        seen.tokens += len(what["kept"])
+        seen.kept += len(what["tau"])
         latest.append((value.detach(), what["tau"].mean()))
         parts = {"kd": params.kd_ratio * value}
         if params.kd_ratio < 1:
@@ -203,7 +206,7 @@ def train(task, params):
         if step % max(1, steps // POINTS) == 0 or step == steps:
             task.log(step, r=focus.r, tau=tau, average_loss=focus.average)
 
-    task.fit(student, loss, loader=batches, steps=steps, on_step=on_step)
-    task.budget.set("trained_tokens", seen["kept"])
-    task.budget.set("trained_token_fraction", seen["kept"] / max(1, seen["tokens"]))
+    task.fit(student, loss, loader=batches, steps=steps, on_step=on_step, state=[focus, seen])
+    task.budget.set("trained_tokens", seen.kept)
+    task.budget.set("trained_token_fraction", seen.kept / max(1, seen.tokens))
     return student

@@ -15,6 +15,7 @@ from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import tok_mean
 from kdbench.training.loop import POINTS
 from kdbench.training.reversal import reverse_gradient
+from kdbench.training.state import Values
 
 BASELINE = Baseline(
     slug="ctkd",
@@ -61,21 +62,20 @@ def train(task, params):
     student = task.student()
     temperature = LearnedTemperature(params.tau_min, params.tau_range, params.start).to(task.device)
     steps = int(task.budget.remaining("steps"))
-    strength = 0.0
+    reversal = Values(strength=0.0)
 
     def loss(model, batch):
         tokens = task.tokens(model, batch)
-        distillation = fkl(tokens.student, tokens.teacher, temperature=temperature(strength))
+        distillation = fkl(tokens.student, tokens.teacher, temperature=temperature(reversal.strength))
         parts = {"kd": params.kd_ratio * tok_mean(distillation)}
         if params.kd_ratio < 1:
             parts["ce"] = (1 - params.kd_ratio) * tok_mean(tokens.nll)
         return parts
 
     def on_step(step):
-        nonlocal strength
-        strength = reversal_strength(step / steps, params.strength, params.ramp)
+        reversal.strength = reversal_strength(step / steps, params.strength, params.ramp)
         if step % max(1, steps // POINTS) == 0 or step == steps:
-            task.log(step, temperature=temperature(0.0).detach(), reversal=strength)
+            task.log(step, temperature=temperature(0.0).detach(), reversal=reversal.strength)
 
-    task.fit(student, loss, steps=steps, modules=[temperature], on_step=on_step)
+    task.fit(student, loss, steps=steps, modules=[temperature], on_step=on_step, state=[reversal])
     return student

@@ -14,7 +14,7 @@ import torch
 from kdbench import Baseline, Field, Params, hookimpl
 from kdbench.losses.divergences import log_softmax, rkl
 from kdbench.losses.tokens import tok_mean
-from kdbench.training.loop import cycle
+from kdbench.training.loaders import cycle
 from kdbench.training.rollouts import MixedBatches, sampler
 
 BASELINE = Baseline(
@@ -97,5 +97,5 @@ def train(task, params):
         return parts
 
     rollouts = MixedBatches(task.train_loader(), sample, lambda step: 1.0, task.rng("mix"))
-    task.fit(student, loss, loader=rollouts, steps=task.budget.steps(params.steps_fraction))
+    task.fit(student, loss, loader=rollouts, steps=task.budget.steps(params.steps_fraction), state=[data])
     return student

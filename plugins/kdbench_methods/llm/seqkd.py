@@ -5,10 +5,9 @@ teacher's distribution over whole sequences instead of its distribution over eac
 needed.
 """
 
-import torch
-
 from kdbench import Baseline, Field, Params, hookimpl
 from kdbench.training.distill import hard_loss
+from kdbench.training.loaders import Order
 from kdbench.training.replay import batch_of, rows_of
 from kdbench.training.rollouts import sampler
 
@@ -32,15 +31,19 @@ class SeqKdParams(Params):
     sampling_batch: int = Field(128, ge=1, le=4096, description="responses that are sampled at once")
 
 
-class Responses:
+class Responses(Order):
     """A fixed set of sequences as batches in random order; each iteration is one epoch."""
 
     def __init__(self, rows, like, size, generator):
-        self.rows, self.like, self.size, self.generator = rows, like, size, generator
+        super().__init__(len(rows), size, generator)
+        self.rows, self.like = rows, like
 
     def __iter__(self):
-        for chosen in torch.randperm(len(self.rows), generator=self.generator).split(self.size):
-            yield batch_of([self.rows[i] for i in chosen.tolist()], self.like)
+        return map(self.batch, super().__iter__())
+
+    def batch(self, chosen):
+        """The sequences at some positions."""
+        return batch_of([self.rows[i] for i in chosen.tolist()], self.like)
 
 
 @hookimpl

@@ -19,6 +19,7 @@ from kdbench.losses.divergences import ce_soft, same_vocabulary
 from kdbench.losses.tokens import tok_mean
 from kdbench.tracks.llm.models import scored_logits
 from kdbench.training.loop import POINTS
+from kdbench.training.state import Values
 
 PAPER = Paper(
     slug="taid",
@@ -93,8 +94,10 @@ def taid_loss(student, teacher, t):
     return ce_soft(student, interpolate(student, teacher, t))
 
 
-class Interpolation:
+class Interpolation(Values):
     """The schedule of t: plain numbers outside autograd; never decreasing, never behind the linear schedule."""
+
+    kept = ("t", "momentum", "previous")
 
     def __init__(self, steps, t_start, t_end, alpha, beta, adaptive=True):
         self.steps, self.t_start, self.t_end = steps, t_start, t_end
@@ -140,7 +143,7 @@ def train(task, params):
         if step % max(1, steps // POINTS) == 0 or step == steps:
             task.log(step, t=schedule.t, t_linear=schedule.linear(step))
 
-    task.fit(student, loss, steps=steps, on_step=on_step)
+    task.fit(student, loss, steps=steps, on_step=on_step, state=[schedule])
     return student
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from kdbench import Baseline, Field, Params, hookimpl
 from kdbench.losses.logits import cross_entropy
 from kdbench.tracks.vision.batches import roll
-from kdbench.training.loop import cycle
+from kdbench.training.loaders import cycle
 
 BASELINE = Baseline(
     slug="fixmatch_lite",

@@ -39,5 +39,5 @@ def train(task, params):
         divergence = dkd(logits, teacher, target, alpha=params.alpha, beta=params.beta, temperature=params.temperature)
         return {"ce": cross_entropy(logits, batch.y), "dkd": ramp.value * divergence}
 
-    task.fit(student, loss, on_step=ramp)
+    task.fit(student, loss, on_step=ramp, state=[ramp])
     return student

@@ -170,7 +170,7 @@ def train(task, params):
         for follow in (warmup, adversary, watch):
             follow(step)
 
-    task.fit(student, loss, modules=[learned] if learned else [], on_step=on_step)
+    task.fit(student, loss, modules=[learned] if learned else [], on_step=on_step, state=[warmup, adversary, watch])
     return student
 
 
