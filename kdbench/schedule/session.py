@@ -229,7 +229,7 @@ def execute(session: Session, *, hooks: Sequence[object] = (), workers: int | No
     attempts.sweep(run.results, session.anew)
     with ExitStack() as stack:
         watch = stack.enter_context(Watch(run, session.seconds))
-        for plugin in (*_stores(run, manager), watch, *hooks):
+        for plugin in (*_stores(run, session.registry), watch, *hooks):
             if manager.register(plugin, _name(plugin)):
                 stack.callback(manager.unregister, plugin)
         events = Events(manager, run)
@@ -247,12 +247,12 @@ def _name(plugin: object) -> str:
     return f"{type(plugin).__module__}.{type(plugin).__qualname__}"
 
 
-def _stores(run: Run, manager: PluginManager) -> list[object]:
+def _stores(run: Run, registry: Registry) -> list[object]:
     """The hook implementations that come with kdbench and that every run has."""
     from kdbench.leaderboard.page import ResultsPage
     from kdbench.store.duck import DuckStore
 
-    stores: list[object] = [DuckStore(), ResultsPage(manager)]
+    stores: list[object] = [DuckStore(), ResultsPage(registry.manager, registry)]
     if run.tracking is not None:
         from kdbench.store.mlflow import MlflowReporter
 
