@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -141,7 +142,7 @@ class Scene:
         path = self.folder / name
         with path.open("wb") as file:
             settings: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
-            settings |= {"cwd": self.folder, "env": self.environment, **options}
+            settings |= {"cwd": self.folder, "env": self.environment, "preexec_fn": _listen, **options}
             process = subprocess.Popen([*prefix, *self.command(*more)], **settings)
         return Said(process, path)
 
@@ -295,6 +296,12 @@ def kept(before: Mapping[str, spool.Stamp], after: Mapping[str, spool.Stamp]) ->
     return [id for id, stamp in before.items() if after.get(id) != stamp]
 
 
+def _listen() -> None:
+    """Let signals count in a new process: tests that run in the background or under ``nohup`` have them ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Terminal:
     """A terminal whose foreground is one command of a scene; what it shows is collected in :attr:`text`."""
 
@@ -312,6 +319,7 @@ class Terminal:
             stderr=inside,
             cwd=scene.folder,
             env={**scene.environment, "TERM": "xterm", "COLUMNS": "120"},
+            preexec_fn=_listen,
         )
         os.close(inside)
         self._shown = bytearray()
