@@ -22,8 +22,6 @@ from kdbench.schedule.preparations import Presence, needs_of, preparations_of
 from kdbench.schedule.result import RunResult
 
 if TYPE_CHECKING:
-    from pluggy import PluginManager
-
     from kdbench.history import Expectation
     from kdbench.plan import Plan
     from kdbench.registry import Registry
