@@ -74,6 +74,8 @@ class Paper(Card):
     """The card of a method that a paper proposes."""
 
     year: int
+    authors: Sequence[str] = ()
+    """Full names in the order of the paper, such as ``Makoto Shing``; ``kdbench cite`` prints them."""
     venue: str = ""
     arxiv: str = ""
     """Identifier without version, such as ``2501.16937``."""

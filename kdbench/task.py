@@ -283,6 +283,21 @@ class Task(ABC):
             tag=tag,
         )
 
+    def steps(
+        self, loader: Iterable[Any] | None = None, *, steps: int | None = None, spend: str = "steps"
+    ) -> Iterator[tuple[int, Any]]:
+        """Steps, counted from 1, with their batches: for a method that writes its own loop.
+
+        ``for step, batch in task.steps(): ...`` charges and meters what :meth:`fit` does: steps, samples, and FLOPs as
+        those of the second step for each sample. The rest is the method's: optimizer, schedule, clipping, ``log``. A
+        job that is interrupted in such a loop starts anew; :meth:`fit` goes on from its checkpoint.
+
+        ``loader``, ``steps`` and ``spend`` are as in :meth:`fit`. Raises ``OverBudget`` before the first step if the
+        limit does not suffice.
+        """
+        batches = self.train_loader() if loader is None else loader
+        yield from loop.own_steps(self, batches, steps, spend)
+
     def _recipe(self, changes: Mapping[str, Any]) -> Any:
         recipe = self.spec.recipe
         return type(recipe).model_validate({**recipe.model_dump(), **changes})

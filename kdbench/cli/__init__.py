@@ -12,10 +12,11 @@ import typer
 from typer.core import TyperGroup
 
 from kdbench import __version__
-from kdbench.cli.common import ExitCode, report
+from kdbench.cli.common import ExitCode
+from kdbench.cli.common import report as report_error  # a module of this package is called report
 from kdbench.errors import UsageError
 
-VERBS = ("listing", "suites", "run", "watch", "results", "claims", "maintenance")
+VERBS = ("listing", "suites", "run", "watch", "results", "claims", "conformance", "help", "maintenance")
 """Modules with verbs, in the order of the help; each has ``register(app)``."""
 
 
@@ -27,7 +28,7 @@ class Root(TyperGroup):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except UsageError as error:
-            report(error)
+            report_error(error)
             raise typer.Exit(ExitCode.USAGE) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)

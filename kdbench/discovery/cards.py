@@ -108,6 +108,7 @@ CHECKS: dict[type, dict[str, Check]] = {
     },
     Paper: {
         "year": _year,
+        "authors": _texts,
         "venue": _text,
         "arxiv": _arxiv,
         "url": _text,

@@ -43,8 +43,11 @@ def pairwise_distance(features: Tensor, eps: float = 1e-12) -> Tensor:
 def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Huber loss between distances divided by their mean over the batch (Park et al., CVPR 2019, equations 6 to 8).
 
-    The mean is over pairs of different samples. Unchanged when either network's features are scaled.
+    The mean is over pairs of different samples; a batch of one sample has none, and the loss is 0. Unchanged when
+    either network's features are scaled.
     """
+    if len(student) < 2:
+        return widen(student).sum() * 0.0
 
     def normalised(features: Tensor) -> Tensor:
         distances = pairwise_distance(widen(features).flatten(1))

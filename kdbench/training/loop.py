@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -147,6 +147,37 @@ def _named(value: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, T
     return total, {"loss": total, **value}
 
 
+def _spend(task: Task, steps: int | None, unit: str, who: str) -> int:
+    """Charge the steps, or all that are left; how many they are."""
+    if steps is None:
+        left = task.budget.remaining("steps")
+        if math.isinf(left):
+            raise JobError(f"this task has no limit on steps; pass steps= to {who}")
+        steps = int(left)
+    if steps < 1:
+        raise OverBudget("no step is left in the budget of this task")
+    task.budget.spend(unit, steps)
+    return steps
+
+
+def own_steps(task: Task, loader: Iterable[Any], steps: int | None, spend: str) -> Iterator[tuple[int, Any]]:
+    """See :meth:`kdbench.task.Task.steps`."""
+    steps = _spend(task, steps, spend, "task.steps")
+    batches, counted, samples, flops_per_sample = cycle(loader), min(2, steps), 0, 0.0
+    try:
+        for step in range(1, steps + 1):
+            batch = next(batches)
+            with FlopCounterMode(display=False) if step == counted else nullcontext() as flops:
+                yield step, batch
+            samples += len(batch)
+            task.budget.spend("samples", len(batch))
+            if flops is not None:
+                flops_per_sample = flops.get_total_flops() / len(batch)
+            task.progress(step, steps, {})
+    finally:
+        task.budget.spend("flops", flops_per_sample * samples)
+
+
 def fit(
     task: Task,
     model: nn.Module,
@@ -163,15 +194,7 @@ def fit(
     tag: str,
 ) -> FitResult:
     """See :meth:`kdbench.task.Task.fit`."""
-    if steps is None:
-        left = task.budget.remaining("steps")
-        if math.isinf(left):
-            raise JobError("this task has no limit on steps; pass steps= to task.fit")
-        steps = int(left)
-    if steps < 1:
-        raise OverBudget("no step is left in the budget of this task")
-    task.budget.spend(spend, steps)
-
+    steps = _spend(task, steps, spend, "task.fit")
     parameters = [p for network in (model, *modules) for p in network.parameters() if p.requires_grad]
     if not parameters:
         raise JobError("nothing to train: no parameter of the model requires a gradient")

@@ -67,3 +67,13 @@ def test_no_gradient_reaches_the_teacher(loss):
     loss(s, t).backward()
     assert t.grad is None
     assert s.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("relation", [relational_distance, relational_angle, similarity_preserving])
+def test_relations_of_one_sample_are_nil_and_have_a_gradient(relation):
+    student = torch.randn(1, 5, requires_grad=True)
+    loss = relation(student, torch.randn(1, 5))
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kdbench.conformance.interrupting import Interrupted, curve, interrupting, meters, run_in_two, run_interrupted
 from kdbench.job import Job
 from kdbench.registry import discover
 from kdbench.store import spool
@@ -20,7 +21,6 @@ from kdbench.training import checkpoint, loop
 from kdbench.training.checkpoint import Checkpoints
 from kdbench.training.saving import Unsavable, bytes_of, copied, plain
 from kdbench.worker import run_job
-from tests.helpers.interrupting import Interrupted, curve, interrupting, meters, run_in_two, run_interrupted
 from tests.toytrack import EXTENSION, write_method
 
 EVERYTHING = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from torch import nn
 from kdbench.budget import Budget
 from kdbench.errors import Diverged, JobError, OverBudget
 from kdbench.spec import Recipe
-from kdbench.training.loop import fit, make_optimizer, rate
+from kdbench.training.loop import fit, make_optimizer, own_steps, rate
 
 
 class Rows(list):
@@ -200,3 +201,37 @@ def test_flops_follow_the_sizes_of_the_batches():
     run(task, model, [loader[0], Rows(loader[1][:2])])
     assert task.budget.report()["samples"] == 4 + 2 + 4 + 2
     assert task.budget.report()["flops"] == 12 * 2 * (2 * 3)
+
+
+def test_a_loop_of_ones_own_is_charged_as_fit_is():
+    model, loader = problem()
+    task, other = FakeTask(20), FakeTask(20)
+    run(task, deepcopy(model), loader)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for step, batch in own_steps(other, loader, None, "steps"):
+        assert batch is loader[(step - 1) % 4]
+        optimizer.zero_grad()
+        squared(model, batch).backward()
+        optimizer.step()
+    assert other.budget.report() == task.budget.report()
+    assert other.budget.report()["flops"] > 0
+
+
+def test_a_loop_of_ones_own_that_is_left_early_has_paid_its_steps_and_what_it_did():
+    model, loader = problem()
+    task = FakeTask(20)
+    for step, batch in own_steps(task, loader, None, "steps"):
+        squared(model, batch).backward()
+        if step == 5:
+            break
+    assert task.budget.report()["steps"] == 20
+    assert task.budget.report()["samples"] == 16, "the fifth batch was not finished"
+    assert task.budget.report()["flops"] > 0
+
+
+def test_a_loop_of_ones_own_stops_before_its_first_step_where_the_budget_does_not_suffice():
+    _, loader = problem()
+    with pytest.raises(OverBudget):
+        next(own_steps(FakeTask(20), loader, 21, "steps"))
+    with pytest.raises(JobError, match="no limit on steps"):
+        next(own_steps(FakeTask(math.inf), loader, None, "steps"))

@@ -32,6 +32,7 @@ PAPER = Paper(
     slug="miniplm",
     title="MiniPLM: Knowledge Distillation for Pre-Training Language Models",
     year=2025,
+    authors=["Yuxian Gu", "Hao Zhou", "Fandong Meng", "Jie Zhou", "Minlie Huang"],
     venue="ICLR",
     track="llm",
     arxiv="2410.17215",

@@ -25,6 +25,7 @@ PAPER = Paper(
     slug="taid",
     title="TAID: Temporally Adaptive Interpolated Distillation for Efficient Knowledge Transfer in Language Models",
     year=2025,
+    authors=["Makoto Shing", "Kou Misaki", "Han Bao", "Sho Yokoi", "Takuya Akiba"],
     venue="ICLR",
     track="llm",
     arxiv="2501.16937",

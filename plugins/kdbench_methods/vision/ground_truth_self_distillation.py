@@ -27,6 +27,7 @@ PAPER = Paper(
     slug="ground_truth_self_distillation",
     title="Even your Teacher Needs Guidance: Ground-Truth Targets Dampen Regularization Imposed by Self-Distillation",
     year=2021,
+    authors=["Kenneth Borup", "Lars N. Andersen"],
     venue="NeurIPS 2021",
     arxiv="2102.13088",
     url="https://github.com/Kennethborup/self_distillation",

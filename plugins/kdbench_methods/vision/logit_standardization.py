@@ -15,6 +15,7 @@ multiplies tau), and PLD, where the teacher's weights alone are standardised. ``
 that the paper's choice is compared with.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -39,6 +40,7 @@ PAPER = Paper(
     slug="logit_standardization",
     title="Logit Standardization in Knowledge Distillation",
     year=2024,
+    authors=["Shangquan Sun", "Wenqi Ren", "Jingzhi Li", "Rui Wang", "Xiaochun Cao"],
     venue="CVPR 2024",
     arxiv="2403.01427",
     url="https://github.com/sunshangquan/logit-standardization-KD",
@@ -180,9 +182,11 @@ def evaluate(task, model, params):
     test = task.split("test")
     student, teacher = task.predict(model, test.x), task.predict(task.teacher(), test.x)
     correct = student.argmax(-1) == test.y
-    return task.score(model) | {
+    measured = {
         "student_logit_std": float(student.std(-1).mean()),
         "teacher_logit_std": float(teacher.std(-1).mean()),
         "discordance_shared_temperature": discordance(fkl(student, teacher, temperature=4.0), correct),
         "discordance_standardized": discordance(fkl(zscore(student), zscore(teacher), temperature=params.tau), correct),
     }
+    # a student that is always or never right has no discordance
+    return task.score(model) | {name: value for name, value in measured.items() if not math.isnan(value)}

@@ -27,6 +27,7 @@ PAPER = Paper(
     slug="ofa_kd",
     title="One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation",
     year=2023,
+    authors=["Zhiwei Hao", "Jianyuan Guo", "Kai Han", "Yehui Tang", "Han Hu", "Yunhe Wang", "Chang Xu"],
     venue="NeurIPS 2023",
     arxiv="2310.19444",
     url="https://github.com/Hao840/OFAKD",

@@ -24,6 +24,7 @@ PAPER = Paper(
     slug="pld",
     title="PLD: A Choice-Theoretic List-Wise Knowledge Distillation",
     year=2025,
+    authors=["Ejafa Bassam", "Dawei Zhu", "Kaigui Bian"],
     venue="NeurIPS 2025",
     arxiv="2506.12542",
     track="vision",

@@ -32,6 +32,7 @@ PAPER = Paper(
     slug="robust_active_distillation",
     title="Robust Active Distillation",
     year=2023,
+    authors=["Cenk Baykal", "Khoa Trinh", "Fotis Iliopoulos", "Gaurav Menghani", "Erik Vee"],
     venue="ICLR 2023",
     arxiv="2210.01213",
     track="vision",

@@ -8,7 +8,7 @@ import pytest
 
 from kdbench.job import Job
 from kdbench.worker import run_job
-from tests.helpers.interrupting import curve, meters, run_in_two
+from kdbench.conformance.interrupting import curve, meters, run_in_two
 
 CASES = {
     "gkd": {"seq_kd": True},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from kdbench.job import Job, Outcome
@@ -24,7 +25,7 @@ def interrupting(after: int | None = None) -> Iterator[list[int]]:
     written: list[int] = []
     real = Checkpoints._write
 
-    def write(self, fit, record):
+    def write(self: Checkpoints, fit: Any, record: Any) -> None:
         if after is not None and len(written) >= after:
             raise Interrupted
         real(self, fit, record)
@@ -34,7 +35,7 @@ def interrupting(after: int | None = None) -> Iterator[list[int]]:
         yield written
 
 
-def run_interrupted(job: Job, folder: Path, after: int, **options) -> int | None:
+def run_interrupted(job: Job, folder: Path, after: int, **options: Any) -> int | None:
     """Run the job, with a checkpoint at every step, until it is interrupted; what the next attempt finds is left.
 
     Returns None for that, and the number of checkpoints where the job ended before.
