@@ -6,9 +6,9 @@ import zlib
 
 import pytest
 
+from kdbench.conformance.interrupting import curve, meters, run_in_two
 from kdbench.job import Job
 from kdbench.worker import run_job
-from kdbench.conformance.interrupting import curve, meters, run_in_two
 
 CASES = {
     "gkd": {"seq_kd": True},
