@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run test test-full lint format teachers clean
+.PHONY: help run test browser test-full lint format teachers clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ run: .venv/run  ## install, then run suites/quickstart.yaml and print its leader
 
 test: .venv/dev  ## install, then run the tests (on two cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+browser: .venv/dev  ## the tests of the site's pages; they need Chromium (KDBENCH_CHROMIUM, or on the PATH)
+	KDBENCH_BROWSER=required $(BIN)/python -m pytest tests/browser
 
 test-full: .venv/dev  ## the tests and the larger checks (minutes)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --full

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache
 from importlib import util
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from kdbench.cache import file_digest
 from kdbench.errors import Problem, UsageError
 from kdbench.job import Job, Resources, Status
-from kdbench.spec import digest
 from kdbench.store import spool
-
-log = logging.getLogger(__name__)
+from kdbench.store.index import LEARNED, Gist, Likeness, OutcomeIndex, Taken
 
 LOOK_BACK = 2000
 """Outcomes of other plans that an estimate reads at most, so that a plan stays quick in a large results folder."""
-
-LEARNED = ("ok", "oom")
-"""Statuses of outcomes that say something about time or memory."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +29,6 @@ class Expectation:
     """Largest peak of main memory, in bytes; where jobs ran out of it, at least what they had by then."""
     gpu_memory: int | None = None
     """Largest peak on one GPU, in bytes, as torch counts it."""
-
-
-class Likeness(NamedTuple):
-    """What of a job its time and its memory depend on."""
-
-    on_gpu: bool
-    task: str
-    scale: str
-    method: str
-    spec_digest: str
-    label: str
-
-    @classmethod
-    def of(cls, job: Job) -> Likeness:
-        return cls(job.resources.on_gpu, job.task, job.scale, job.method, job.spec_digest, job.label)
-
-    def kinds(self) -> tuple[Hashable, ...]:
-        """What outcomes are alike in, the most alike first: all but the seed, then other parameters, then other sizes
-        of the task, then any method on it. Nothing that ran on a CPU is like what runs on a GPU."""
-        return self, self[:5], self[:4], self[:3]
 
 
 @dataclass(slots=True)
@@ -84,17 +56,16 @@ class Experience:
         """The sums by all that outcomes are alike in; made when they are first asked for, and kept up from then on."""
         self._expected: dict[Likeness, Expectation] = {}
 
-    def add(self, like: Likeness, status: str, seconds: float, cost: Mapping[str, Any]) -> None:
+    def add(self, like: Likeness, status: str, taken: Taken) -> None:
         """Learn from an outcome: from one that is ``ok`` its time, and its peaks from that and from one that is
         ``oom``, which would have needed more. Other outcomes say nothing."""
         if status not in LEARNED:
             return
-        memory, gpu_memory = _bytes(cost.get("peak_rss_bytes")), _bytes(cost.get("peak_gpu_bytes"))
         timed = status == "ok"
         known = self._sums.get(like)
         if known is None:
             known = self._sums[like] = _Sum()
-        new = _Sum(int(timed), seconds if timed else 0.0, memory, gpu_memory)
+        new = _Sum(int(timed), taken.seconds if timed else 0.0, taken.memory, taken.gpu_memory)
         known.add(new)
         if self._kinds:
             self._spread(like, new)
@@ -119,11 +90,6 @@ class Experience:
         return self._expected[like]
 
 
-def _bytes(value: Any) -> int | None:
-    """A meter as bytes; None for one that says nothing."""
-    return int(value) if isinstance(value, int | float) and 0 < value < float("inf") else None
-
-
 def larger(one: int | None, other: int | None) -> int | None:
     """The larger of two sizes of which either may be unknown."""
     if one is None or other is None:
@@ -140,42 +106,32 @@ class History:
         """Damaged outcomes; their jobs count as not done."""
         self.done: dict[str, Status] = {}
         self.experience = Experience()
-        self._modules: dict[str, dict[str, str]] = {}
-        names = {folder.name: folder for folder in spool.iter_folders(results)}
+        self._modules: dict[str, Mapping[str, str]] = {}
+        self._index = OutcomeIndex(results)
+        names = spool.names(results)
+        present = set(names)
         for job in jobs:
-            raw = self._read(names.pop(job.id), job) if job.id in names else None
-            if raw is None:
-                continue
-            self.done[job.id] = raw["status"]
-            modules = raw.get("provenance", {}).get("modules", {})
-            self._modules[job.id] = modules if isinstance(modules, dict) else {}
+            gist = self._look(job.id, job.spec_digest) if job.id in present else None
+            if gist is not None:
+                self.done[job.id] = gist.status
+                self._modules[job.id] = gist.modules
         likes = {Likeness.of(job) for job in jobs if job.id not in self.done}
         if any(self.experience.expect(like).seconds is None for like in likes):
-            for folder in islice(names.values(), LOOK_BACK):
-                self._read(folder)
+            mine = {job.id for job in jobs}
+            for name in islice((name for name in names if name not in mine), LOOK_BACK):
+                self._look(name)
+        self._index.save(present)
 
-    def _read(self, folder: Path, job: Job | None = None) -> dict[str, Any] | None:
-        """The outcome in a folder, learned from; ``job`` is the job of the plan that it is of, if any."""
+    def _look(self, id: str, spec_digest: str | None = None) -> Gist | None:
+        """What the outcome of a job says, learned from; ``spec_digest``: of its task, for a job of the plan."""
         try:
-            raw = spool.read_raw(folder)
+            gist = self._index.look(id, spec_digest)
         except UsageError as error:
             self.problems.extend(error.problems)
             return None
-        if raw is not None and raw["status"] in LEARNED:
-            self._learn(raw, job)
-        return raw
-
-    def _learn(self, raw: dict[str, Any], planned: Job | None) -> None:
-        """An outcome that does not say what it should is no help to an estimate, but no harm either."""
-        try:
-            job, cost = raw["job"], raw["cost"]
-            taken = datetime.fromisoformat(raw["finished_at"]) - datetime.fromisoformat(raw["started_at"])
-            on_gpu = bool(job["resources"].get("gpus") or job["resources"].get("gpu_memory"))  # as Resources.on_gpu
-            spec_digest = planned.spec_digest if planned is not None else digest(job["spec"])
-            like = Likeness(on_gpu, job["task"], job["spec"]["scale"], job["method"], spec_digest, job["label"])
-            self.experience.add(like, raw["status"], taken.total_seconds(), cost)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            log.debug("outcome %s says nothing about its time: %s", raw.get("id"), error)
+        if gist is not None and gist.like is not None and gist.taken is not None:
+            self.experience.add(gist.like, gist.status, gist.taken)
+        return gist
 
     def estimate(self, slots: Mapping[Resources, int]) -> tuple[float | None, int]:
         """Wall-clock seconds of the jobs that are left, and how many of them it leaves out.
@@ -203,12 +159,12 @@ class History:
 
     def stale(self) -> dict[str, list[str]]:
         """For every done job whose outcome was made with other code: the modules whose files differ now."""
-        found: dict[str, list[str]] = {}
-        for id_, modules in self._modules.items():
-            changed = sorted(name for name, then in modules.items() if module_digest(name) != then)
-            if changed:
-                found[id_] = changed
-        return found
+        different: dict[int, list[str]] = {}
+        """By the identity of the mapping, which outcomes made with the same code share."""
+        for modules in self._modules.values():
+            if id(modules) not in different:
+                different[id(modules)] = sorted(n for n, then in modules.items() if module_digest(n) != then)
+        return {id_: different[id(modules)] for id_, modules in self._modules.items() if different[id(modules)]}
 
 
 @cache

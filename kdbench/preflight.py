@@ -187,9 +187,12 @@ def _per_device(asked: Resources, size: int) -> int:
 
 def _tracking(suite: Suite) -> list[Problem]:
     uri: Any = suite.tracking.mlflow
-    if not isinstance(uri, str):
-        return []
-    place, scheme = suite.place("tracking", "mlflow"), urlsplit(uri).scheme
+    return tracking_problems(uri, suite.place("tracking", "mlflow")) if isinstance(uri, str) else []
+
+
+def tracking_problems(uri: str, place: str) -> list[Problem]:
+    """What is wrong with the form of a tracking URI, which stands at ``place``."""
+    scheme = urlsplit(uri).scheme
     if scheme.partition("+")[0] in DATABASES or scheme in SERVERS or uri == "databricks":
         return []
     hint = "write true for a database in the results folder, sqlite:////path/to/mlflow.db, or https://host"

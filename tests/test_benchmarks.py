@@ -126,6 +126,25 @@ def test_without_a_gpu_the_packing_benchmark_says_so(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.full
+def test_the_site_of_a_few_results_is_measured():
+    done = script("report.py", "--methods", "3", "--tasks", "2", "--seeds", "2", "--json", "--check")
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
+    assert 0 < rows["building the site"]["value"] < rows["building the site"]["limit"] == 30
+    assert 0 < rows["largest page"]["value"] < rows["largest page"]["limit"] == 300
+
+
+def test_a_command_that_fails_is_no_measurement(measure):
+    import report
+
+    with pytest.raises(measure.Failed, match="exit code 3"):
+        report.spent([sys.executable, "-c", "raise SystemExit(3)"])
+    spent = report.spent([sys.executable, "-c", "sum(range(10**6))"])
+    assert 0 < spent.cpu < spent.wall + 1
+    assert spent.peak > 1e6
+
+
+@pytest.mark.full
 def test_the_whole_benchmark_runs():
     missing = [name for name in ("benchopt", "ray") if find_spec(name) is None]
     if missing:

@@ -16,7 +16,20 @@ from kdbench.cli.common import ExitCode
 from kdbench.cli.common import report as report_error  # a module of this package is called report
 from kdbench.errors import UsageError
 
-VERBS = ("listing", "suites", "run", "watch", "results", "claims", "conformance", "help", "maintenance")
+VERBS = (
+    "listing",
+    "suites",
+    "run",
+    "watch",
+    "results",
+    "claims",
+    "report",
+    "exchange",
+    "conformance",
+    "help",
+    "sync",
+    "maintenance",
+)
 """Modules with verbs, in the order of the help; each has ``register(app)``."""
 
 

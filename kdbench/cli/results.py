@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from kdbench.cli.common import DEFAULT_RESULTS, Id, Json, Results, complain, print_json, table
-from kdbench.errors import plain
+from kdbench.errors import UsageError, plain
 
 if TYPE_CHECKING:
     from kdbench.errors import Problem
     from kdbench.leaderboard.boards import Board
     from kdbench.leaderboard.comparison import Comparison
+    from kdbench.leaderboard.overall import Standings
+    from kdbench.leaderboard.selection import Selection
 
 Format = Literal["table", "md", "csv", "json", "parquet"]
 _SUFFIXES: dict[str, Format] = {".md": "md", ".csv": "csv", ".json": "json", ".parquet": "parquet"}
@@ -39,34 +41,103 @@ def leaderboard(
     track: Annotated[str | None, typer.Option("--track", metavar="NAME")] = None,
     task: Task = None,
     metric: Metric = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="COST", help="Against a cost such as flops, with the Pareto front.")
+    ] = None,
+    over_tasks: Annotated[bool, typer.Option("--overall", help="One table over the tasks of each track.")] = False,
+    mix_budgets: Annotated[
+        bool, typer.Option("--mix-budgets", help="Put boards that differ only in their budget on one.")
+    ] = False,
     format: FormatOption = None,
     output: Output = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Compare methods: one table per task, with intervals, ranks, gap closed and costs."""
-    from kdbench.leaderboard import boards, render
+    from kdbench.leaderboard import boards, fronts, render
+    from kdbench.leaderboard.selection import suite_name
     from kdbench.store import duck
 
-    selection = boards.Selection(_suite_name(suite), track, task)
+    selection = boards.Selection(suite_name(suite), track, task)
+    if over_tasks:
+        _overall(selection, metric, by, mix_budgets, _format(format, output), output, results)
+        return
     problems: list[Problem] = []
-    found = duck.query(results, lambda con: boards.load_boards(con, selection, metric), problems)
+    found = duck.query(
+        results, lambda con: boards.load_boards(con, selection, metric, mix_budgets=mix_budgets), problems
+    )
     _warn(problems)
-    records = boards.records(found)
-    columns = list(records[0]) if records else ["task"]
-    render.output(
+    if by is not None:
+        fronts.require_cost(found, by)
+    _output(
+        boards.records(found, by),
         _format(format, output),
-        columns,
-        [list(record.values()) for record in records],
-        right=(),
-        path=output,
-        show=print,
-        table=lambda: print_boards(found),
-        md=lambda: render.boards_markdown(found),
+        output,
+        table=lambda: print_boards(found, by),
+        md=lambda: render.boards_markdown(found, by),
     )
 
 
-def print_boards(found: Iterable[Board]) -> None:
-    """Boards as tables, each with its header and notes; refused ones as their header and the reasons."""
+def _overall(
+    selection: Selection,
+    metric: str | None,
+    by: str | None,
+    mix_budgets: bool,
+    format: Format,
+    path: Path | None,
+    results: Path,
+) -> None:
+    """One table over the tasks of each track and scale."""
+    from kdbench.leaderboard import overall, render
+    from kdbench.store import duck
+
+    if by is not None:
+        raise UsageError("costs of different tasks are not added up", place="--by", hint="leave --overall out")
+    overall.one_budget(mix_budgets)
+    problems: list[Problem] = []
+    tables = duck.query(results, lambda con: overall.load(con, selection, metric), problems)
+    _warn(problems)
+    _output(
+        overall.records(tables),
+        format,
+        path,
+        table=lambda: _print_standings(tables),
+        md=lambda: render.standings_markdown(tables),
+    )
+
+
+def _output(
+    records: Sequence[dict[str, Any]],
+    format: Format,
+    path: Path | None,
+    *,
+    table: Callable[[], None],
+    md: Callable[[], str],
+) -> None:
+    from kdbench.leaderboard import render
+
+    columns = list(records[0]) if records else ["task"]
+    rows = [list(record.values()) for record in records]
+    render.output(format, columns, rows, right=(), path=path, show=print, table=table, md=md)
+
+
+def _print_standings(tables: Iterable[Standings]) -> None:
+    from kdbench.leaderboard import aggregate, render
+
+    for item in tables:
+        columns, rows, right = render.standings_table(item)
+        table(columns, rows, title=render.standings_header(item), right=right)
+        for note in item.notes:
+            typer.echo(f"  {plain(note)}")
+        typer.echo("")
+    typer.echo(aggregate.RULE)
+
+
+def print_boards(found: Iterable[Board], by: str | None = None, *, at_most: int | None = None, whole: str = "") -> None:
+    """Boards as tables, each with its header, rules and notes; refused ones as their header and the reasons.
+
+    ``by``: against this cost, with the Pareto front. ``at_most``: rows of a board, the first ones; of one that has
+    more it is said how many, and that the command ``whole`` shows them.
+    """
     from kdbench.leaderboard import render
 
     for board in found:
@@ -76,12 +147,15 @@ def print_boards(found: Iterable[Board]) -> None:
                 typer.echo(f"  {line}")
             typer.echo("")
             continue
-        columns, rows, right = render.board_table(board)
-        table(columns, rows, title=render.header(board), right=right)
-        for note in [render.gap_names(board), *board.notes]:
+        columns, rows, right = render.board_table(board, by)
+        table(columns, rows[:at_most], title=render.header(board), right=right)
+        more = len(rows) - len(rows[:at_most])
+        if more:
+            typer.echo(f"  and {more} more method{'s' * (more != 1)}: {whole}")
+        for note in [*render.rules(board, by), *board.notes]:
             typer.echo(f"  {plain(note)}")
         typer.echo("")
-    typer.echo(render.RULE)
+    typer.echo(render.closing(by))
 
 
 def compare(
@@ -112,16 +186,13 @@ def compare(
                 p = "" if value.p is None else f"{value.p:.3g}"
                 scores = [render.estimate(row.score, factor) if over == "seeds" else "" for row in (item.a, item.b)]
                 rows.append(
-                    [board.title, board.metric, over, *scores, f"{value.mean * factor:+.4g}", interval, p, value.n]
+                    [item.title, board.metric, over, *scores, f"{value.mean * factor:+.4g}", interval, p, value.n]
                 )
     table(columns, rows, title=f"A = {plain(a)}, B = {plain(b)}", right=columns[3:])
     for item in found:
-        for note in item.notes:
-            typer.echo(f"  {item.board.title}: {plain(note)}")
-    typer.echo(
-        "over seeds: paired t test on common seeds, speaks of new students; over examples: paired bootstrap "
-        "(percentile interval), speaks of new test examples for these very students"
-    )
+        for note in filter(None, [item.outlook, *item.notes]):
+            typer.echo(f"  {plain(item.title)}: {plain(note)}")
+    typer.echo(comparison.RULE)
 
 
 def _comparison(item: Comparison) -> dict[str, Any]:
@@ -130,6 +201,9 @@ def _comparison(item: Comparison) -> dict[str, Any]:
         "a": item.a.label,
         "b": item.b.label,
         "seeds": vars(item.seeds) if item.seeds else None,
+        "separated": item.separated,
+        "seeds_needed": item.needed,
+        "more_seeds": item.more,
         "examples": vars(item.examples) if item.examples else None,
         "notes": item.notes,
     }
@@ -191,6 +265,9 @@ def show(id: Id, as_json: Json = False, results: Results = DEFAULT_RESULTS) -> N
         "started": f"{outcome.started_at:%Y-%m-%d %H:%M:%S} UTC, took {show_duration(outcome.seconds)}",
         "folder": folder,
     }
+    origin = outcome.provenance.get("imported")
+    if isinstance(origin, dict):
+        lines["imported"] = f"{origin.get('at', '')} UTC from {origin.get('from', '')}"
     for name, value in lines.items():
         typer.echo(f"{name:9} {plain(value)}")
     if outcome.error is not None:
@@ -218,17 +295,6 @@ def _format(format: Format | None, output: Path | None) -> Format:
     if format is not None:
         return format
     return _SUFFIXES.get(output.suffix.lower(), "table") if output is not None else "table"
-
-
-def _suite_name(suite: str | None) -> str | None:
-    """A suite by its name or its file."""
-    if suite is None or not suite.endswith((".yaml", ".yml")):
-        return suite
-    from kdbench.yamlio import load
-
-    path = Path(suite)
-    data = load(path).data
-    return str(data.get("name") or path.stem) if isinstance(data, dict) else path.stem
 
 
 def _warn(problems: Iterable[Problem]) -> None:

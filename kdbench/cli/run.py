@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from kdbench.schedule.session import Session
 
 
+ROWS = 20
+"""Of each board that are shown at the end of a run: what it says should be in view."""
+
+
 def register(app: typer.Typer) -> None:
     app.command()(run)
 
@@ -161,7 +165,7 @@ def _one_suite(result: RunResult, results: Path) -> None:
     run, left, failed = result.run, len(result.left), len(result.failed)
     ok = sum(status == "ok" for status in result.statuses.values())
     if ok:
-        print_boards(_boards(result))
+        print_boards(_boards(result), at_most=ROWS, whole=_leaderboard(run.suite, results))
     ran = len(run.todo) - left
     said = [f"{_jobs(len(run.jobs))}: {ok} ok"]
     said += [f"{failed} failed"] if failed else []
@@ -179,7 +183,11 @@ def _next(result: RunResult, results: Path) -> str:
         return f"the same command runs the {_jobs(len(result.left))} that are left: {_command()}"
     if result.failed:
         return f"{_command('--retry-failed')} runs the failed jobs again"
-    return "; ".join(f"kdbench leaderboard --suite {shlex.quote(name)}{_where(results)}" for name in result.run.suites)
+    return "; ".join(_leaderboard(name, results) for name in result.run.suites)
+
+
+def _leaderboard(suite: str, results: Path) -> str:
+    return f"kdbench leaderboard --suite {shlex.quote(suite)}{_where(results)}"
 
 
 def _command(*more: str) -> str:

@@ -146,7 +146,7 @@ def overall(
                 gap=mean_interval(counted) if np.isfinite(counted).any() else None,
                 tasks=len(here),
                 judged=len(found),
-                solved=sum(_above(gap) and failed[t, m] == 0 for t, gap in found.items()),
+                solved=sum(_above(gap) and not failed[t, m] for t, gap in found.items()),
                 worse=sum(_below(gap) for gap in found.values()),
                 failed_jobs=int(failed[:, m].sum()),
                 failed_tasks=int((failed[:, m] > 0).sum()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 
 from kdbench.errors import UsageError, did_you_mean
 from kdbench.leaderboard import statistics
+from kdbench.leaderboard.board import budget_text
 from kdbench.leaderboard.boards import Board, Row, Selection, load_boards
+from kdbench.leaderboard.power import MOST_SEEDS, POWER, seeds_to_separate
 from kdbench.leaderboard.resampling import Bootstrap, paired_bootstrap
 from kdbench.leaderboard.statistics import Difference, Values
 from kdbench.store import duck, spool
@@ -21,6 +24,13 @@ if TYPE_CHECKING:
     import duckdb
 
     from kdbench.errors import Problem
+
+RULE = (
+    f"over seeds: paired t test on common seeds at {100 * statistics.ALPHA:g} %, speaks of new students; boards "
+    "correct it for all of a method's comparisons, so that theirs need more seeds. over examples: paired bootstrap "
+    "(percentile interval), speaks of new test examples for these very students"
+)
+"""What a table of comparisons needs to be read."""
 
 
 @dataclass
@@ -35,6 +45,43 @@ class Comparison:
     examples: Bootstrap | None
     """Over test examples, each averaged over the common seeds; None where no values of examples were kept."""
     notes: list[str] = field(default_factory=list)
+    needed: int | None = None
+    """Seeds in all with which the paired t test would probably find a difference like this one
+    (:func:`kdbench.leaderboard.power.seeds_to_separate`); None where no affordable number would."""
+
+    title: str = ""
+    """``task@scale``, with the budget or the digest where several definitions of the task are compared."""
+
+    @property
+    def separated(self) -> bool:
+        """Whether the test over seeds separates the two, at ``statistics.ALPHA`` and uncorrected."""
+        return self.seeds is not None and self.seeds.p is not None and self.seeds.p < statistics.ALPHA
+
+    @property
+    def more(self) -> int | None:
+        """How many more seeds that are: 0 where these separate the two; None where no affordable number would."""
+        if self.separated:
+            return 0
+        return None if self.needed is None or self.seeds is None else max(self.needed - self.seeds.n, 1)
+
+    @property
+    def outlook(self) -> str:
+        """What more seeds would do, in a sentence; empty without a common seed."""
+        if self.seeds is None:
+            return ""
+        have = f"{self.seeds.n} common seed{'s' * (self.seeds.n != 1)}"
+        if self.separated:
+            return f"{have} separate the two"
+        if self.more is not None:
+            return (
+                f"about {self.more} more seed{'s' * (self.more != 1)} ({self.needed} in all) would separate the two in "
+                f"{100 * POWER:.0f} % of cases, if their difference and its spread are what {have} say"
+            )
+        if self.seeds.n < 2:
+            return f"{have} say nothing of the spread, nor of how many would separate the two: two at least are needed"
+        if self.seeds.mean == 0:
+            return f"{have} show no difference that more of them could confirm"
+        return f"the difference is so small that {MOST_SEEDS:,} seeds would not separate the two"
 
 
 def compare(
@@ -69,7 +116,20 @@ def compare(
     found = duck.query(results, work, problems)
     if not found:
         raise UsageError(f"{a!r} and {b!r} have no task in common")
-    return [_compare(results, *item) for item in found]
+    comparisons = [_compare(results, *item) for item in found]
+    _entitle(comparisons)
+    return comparisons
+
+
+def _entitle(comparisons: Sequence[Comparison]) -> None:
+    """Tell comparisons on definitions of the same task apart: by budget, and where that is the same by digest."""
+    titles = Counter(item.board.title for item in comparisons)
+    budgets = Counter((item.board.title, budget_text(item.board.limits)) for item in comparisons)
+    for item in comparisons:
+        item.title, budget = item.board.title, budget_text(item.board.limits)
+        if titles[item.title] > 1:
+            same = budgets[item.title, budget] > 1
+            item.title += f" ({item.board.spec_digest})" if same else f" ({budget})"
 
 
 def _fits(row: Row, name: str) -> bool:
@@ -108,6 +168,7 @@ def _compare(results: Path, board: Board, a: Row, b: Row, ids: dict[str, list[st
         comparison.notes.append("no seed in common")
         return comparison
     comparison.seeds = statistics.paired_difference(a.values, b.values, board.resolution)
+    comparison.needed = seeds_to_separate(a.values - b.values, resolution=board.resolution)
     try:
         rows = [_examples(results, [ids[row.label][i] for i in np.flatnonzero(common)], board.metric) for row in (a, b)]
         comparison.examples = paired_bootstrap(rows[0], rows[1])

@@ -5,7 +5,6 @@ An implementation of the event hooks like any other; extensions add to the page 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,21 +12,18 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from kdbench.discovery.extensions import contributions
-from kdbench.discovery.records import Broken
 from kdbench.errors import plain
 from kdbench.hookspecs import hookimpl
 from kdbench.job import Outcome, Run
 from kdbench.leaderboard.boards import Selection, load_boards
 from kdbench.leaderboard.render import boards_markdown
+from kdbench.leaderboard.sections import sections
 from kdbench.store import duck, spool
 
 if TYPE_CHECKING:
     import duckdb
 
     from kdbench.registry import Registry
-
-log = logging.getLogger(__name__)
 
 
 def page_path(results: Path, suite: str) -> Path:
@@ -62,14 +58,7 @@ class ResultsPage:
         parts = [f"# {plain(suite)}\n", boards]
         if claims:
             parts.append(f"## Claims\n\n{claims}")
-        for extension, sections in contributions(self.manager, "kdbench_report_sections", results=run.results):
-            if isinstance(sections, Broken):
-                log.warning("%s: %s", sections.place, sections.reason)
-                continue
-            try:
-                parts += [f"## {plain(title)}\n\n{str(text).rstrip()}\n" for title, text in dict(sections).items()]
-            except (TypeError, ValueError):
-                log.warning("%s: its kdbench_report_sections returned no mapping of titles to texts", extension)
+        parts += [f"## {plain(title)}\n\n{text}\n" for title, text in sections(self.manager, run.results).items()]
         path.parent.mkdir(parents=True, exist_ok=True)
         spool.write_whole(path, "\n".join(parts))
         state = duck.state_of(duck.published_path(run.results))

@@ -54,9 +54,20 @@ def pareto(
     losses = np.where(both, sign * scores, np.nan)[part]
     prices = np.where(both, costs, np.nan)[part]
     on[part] = _front(np.nanmean(losses, axis=1)[None], np.nanmean(prices, axis=1)[None])[0]
-    drawn = [resampled_means(values, resamples=resamples, seed=seed) for values in (losses, prices)]
-    share[part] = _front(*drawn).mean(axis=0)
+    open_ = ~_always_beaten(losses, prices)
+    drawn = [resampled_means(values[open_], resamples=resamples, seed=seed) for values in (losses, prices)]
+    share[part] = 0.0
+    share[np.flatnonzero(part)[open_]] = _front(*drawn).mean(axis=0)
     return Front(on, share)
+
+
+def _always_beaten(losses: Values, prices: Values) -> NDArray[np.bool_]:
+    """Methods (M,) that another one beats in both on every seed, and so in every resample: most of a large board."""
+    whole = np.flatnonzero(np.isfinite(losses).all(axis=1))
+    both = np.concatenate([losses[whole], prices[whole]], axis=1)
+    beaten = np.zeros(len(losses), dtype=bool)
+    beaten[whole] = [bool((both < row).all(axis=1).any()) for row in both]
+    return beaten
 
 
 def _front(losses: Values, prices: Values) -> NDArray[np.bool_]:

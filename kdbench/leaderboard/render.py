@@ -5,26 +5,27 @@ Labels, error messages and metric names come from plugins: control characters in
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from datetime import date, datetime
-from decimal import Decimal
-from pathlib import Path
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from kdbench.errors import UsageError, plain
-from kdbench.leaderboard.boards import Board, Row
-from kdbench.leaderboard.statistics import Estimate
+from kdbench.errors import plain
+from kdbench.leaderboard import fronts
+from kdbench.leaderboard.board import Board, budget_text
+from kdbench.leaderboard.formats import FORMATS as FORMATS
+from kdbench.leaderboard.formats import Format as Format
+from kdbench.leaderboard.formats import Table as Table
+from kdbench.leaderboard.formats import csv_text as csv_text
+from kdbench.leaderboard.formats import json_text as json_text
+from kdbench.leaderboard.formats import jsonable as jsonable
+from kdbench.leaderboard.formats import markdown as markdown
+from kdbench.leaderboard.formats import output as output
+from kdbench.leaderboard.formats import write_parquet as write_parquet
+from kdbench.leaderboard.statistics import ALPHA, Estimate
 from kdbench.quantities import show_duration
 
-Format = Literal["table", "md", "csv", "json", "parquet"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-
-Table = tuple[Sequence[str], Sequence[Sequence[object]], Sequence[str]]
-"""Column names, rows of cells, and the names of the columns that are aligned to the right."""
+if TYPE_CHECKING:
+    from kdbench.leaderboard.overall import Standings
 
 _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -65,7 +66,8 @@ def header(board: Board) -> str:
     """One line: task, metric and direction, budget, seeds, and what the intervals are."""
     better = {"max": ", more is better", "min": ", less is better", None: ""}[board.direction]
     unit = f" in {board.unit}" if board.unit else ""
-    budget = ", ".join(f"{amount:g} {name}" for name, amount in board.limits.items()) or "none"
+    mixed = f"budgets mixed ({'; '.join(map(budget_text, board.budgets))})"
+    budget = mixed if board.budgets else f"budget {budget_text(board.limits)}"
     seeds = f"{board.seeds[0]}-{board.seeds[-1]}"
     if board.seeds != list(range(board.seeds[0], board.seeds[-1] + 1)):
         seeds = ", ".join(map(str, board.seeds[:8])) + (", ..." if len(board.seeds) > 8 else "")
@@ -73,45 +75,105 @@ def header(board: Board) -> str:
         seeds = str(board.seeds[0])
     noun = "seed" if len(board.seeds) == 1 else "seeds"
     return plain(
-        f"{board.title}: {board.metric}{unit}{better}; budget {budget}; student {noun} {seeds}; "
+        f"{board.title}: {board.metric}{unit}{better}; {budget}; student {noun} {seeds}; "
         f"± is the 95 % t interval over student seeds, with one teacher (seed {board.teacher_seed})"
     )
 
 
-def board_table(board: Board) -> Table:
-    """The table of a board, for people."""
+def board_table(board: Board, by: str | None = None) -> Table:
+    """The table of a board, for people; ``by``: against this cost with the Pareto front, the cheapest first."""
     unit = f" ({board.unit})" if board.unit else ""
-    score = f"{board.metric}{unit}"
-    columns = ["rank", "method", score, "gap closed (%)", "n", "failed", "train", "teacher queries", "FLOPs", "params"]
-    cells = [_cells(board, row) for row in board.rows]
-    return columns, cells, [name for name in columns if name != "method"]
-
-
-def _cells(board: Board, row: Row) -> list[object]:
-    failed = ", ".join(f"{count} {status}" for status, count in sorted(row.failures.items()))
-    seconds = row.costs.get("train_seconds")
-    return [
-        "" if row.rank is None else str(row.rank),
-        plain(row.label) + (" *" if row.mixed else ""),
-        estimate(row.score, factor_of(board)) or "no result",
-        estimate(row.gap, 100),
-        row.score.n if row.score else 0,
-        failed,
-        "" if seconds is None else show_duration(seconds),
-        compact(row.costs.get("teacher_queries")),
-        compact(row.costs.get("flops")),
-        compact(row.costs.get("parameters")),
+    columns: dict[str, list[object]] = {
+        "rank": ["" if row.rank is None else str(row.rank) for row in board.rows],
+        "method": [plain(row.label) + (" *" if row.mixed else "") for row in board.rows],
+    }
+    if board.budgets:
+        columns["budget"] = [plain(budget_text(row.limits)) for row in board.rows]
+    columns[plain(f"{board.metric}{unit}")] = [
+        estimate(row.score, factor_of(board)) or "no result" for row in board.rows
     ]
+    if any(row.ties for row in board.rows):
+        columns["ties"] = [row.ties for row in board.rows]
+    columns["gap closed (%)"] = [estimate(row.gap, 100) for row in board.rows]
+    columns["n"] = [row.score.n if row.score else 0 for row in board.rows]
+    columns["failed"] = [
+        ", ".join(f"{count} {status}" for status, count in sorted(row.failures.items())) for row in board.rows
+    ]
+    order: Sequence[int] = range(len(board.rows))
+    if by is None:
+        seconds = [row.costs.get("train_seconds") for row in board.rows]
+        columns["train"] = ["" if value is None else show_duration(value) for value in seconds]
+        for name, cost in (("teacher queries", "teacher_queries"), ("FLOPs", "flops"), ("params", "parameters")):
+            columns[name] = [compact(row.costs.get(cost)) for row in board.rows]
+    else:
+        columns[plain(by)] = [amount(value) for value in fronts.cost_estimates(board, by)]
+        columns["front"] = _front_cells(board, by)
+        order = fronts.by_cost(board, by)
+    cells = [[column[index] for column in columns.values()] for index in order]
+    return list(columns), cells, [name for name in columns if name not in ("method", "ties", "front")]
+
+
+def _front_cells(board: Board, by: str) -> list[object]:
+    """``yes (97 %)``: on the front, and in how many resamples; empty for a method that takes no part."""
+    found = fronts.front(board, by)
+    cells: list[object] = []
+    for row, on, share in zip(board.rows, found.on, found.share, strict=True):
+        known = f" ({100 * share:.0f} %)" if row.score is not None and row.score.n > 1 else ""
+        cells.append("" if math.isnan(share) else ("yes" if on else "no") + known)
+    return cells
+
+
+def amount(value: Estimate | None) -> str:
+    """What something cost: :func:`compact` for one seed, with half of the interval for several."""
+    if value is None or value.half is None:
+        return compact(value.mean if value else None)
+    if value.half == 0:
+        return f"{compact(value.mean)} ± 0"
+    factor, prefix = next(((f, p) for f, p in _SI if abs(value.mean) >= f * 0.9995), (1.0, ""))
+    mean, half = estimate(value, 1 / factor).split(" ± ")
+    return f"{mean}{prefix} ± {half}{prefix}"
 
 
 RULE = (
     "rank: the places that the data leave open, from 1 + the methods that are significantly better to all but those "
-    "that are significantly worse (paired t tests over common seeds, Holm-corrected among a method's comparisons, "
-    "level 0.05; a spread over seeds counts as one test example at least); methods with failed jobs rank behind all "
-    "others. "
+    "that are significantly worse; a spread over seeds counts as one test example at least. "
     "gap closed: (method - floor) / (ceiling - floor)"
 )
-"""What a table of a board needs to be read."""
+"""What tables of boards need to be read; :func:`rules` says what each needs of its own."""
+TESTS_RULE = (
+    "better or worse: paired t tests over common seeds, Holm-corrected among a method's comparisons, "
+    f"{100 * ALPHA:g} % per method"
+)
+TIES_RULE = "; methods that share a letter (ties) are not separated"
+FAILURE_RULE = (
+    "failed jobs: a method with a job that failed, or gave no value, ranks behind all that did all their jobs, "
+    "whatever its mean, which is over its other seeds"
+)
+MIXED_RULE = (
+    "budgets are mixed: what is better may only have spent more; gap closed is between floor and ceiling of the same "
+    "budget"
+)
+
+
+def rules(board: Board, by: str | None = None) -> list[str]:
+    """What is printed under a board: its gap, the level of its tests, its rule for failures, mixed budgets."""
+    found = [gap_names(board)]
+    if any(row.rank is not None for row in board.rows):
+        found.append(TESTS_RULE + TIES_RULE * any(row.ties for row in board.rows))
+    if board.failed:
+        found.append(FAILURE_RULE)
+    if board.budgets:
+        found.append(MIXED_RULE)
+    if by is not None and by not in fronts.costs_of(board):
+        found.append(f"front: none, as no job here metered {by}")
+    elif by is not None and board.direction is None:
+        found.append(f"front: none, as nobody says whether more or less {board.metric} is better")
+    return [plain(line) for line in found]
+
+
+def closing(by: str | None = None) -> str:
+    """What is printed once, after all boards."""
+    return RULE if by is None else f"{RULE}. {plain(fronts.FRONT_RULE.format(cost=by))}"
 
 
 def gap_names(board: Board) -> str:
@@ -127,122 +189,63 @@ def refusal(board: Board) -> list[str]:
     return ["no leaderboard: these results say nothing about the methods, because", *map(plain, board.refused)]
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> str:
-    """A table in Markdown."""
-
-    def line(cells: Sequence[object]) -> str:
-        return "| " + " | ".join(plain("" if c is None else c).replace("|", "\\|") for c in cells) + " |"
-
-    rule = "|" + "|".join("---:" if name in right else "---" for name in columns) + "|"
-    return "\n".join([line(columns), rule, *map(line, rows)]) + "\n"
-
-
-def boards_markdown(boards: Sequence[Board]) -> str:
-    """Boards in Markdown, each with its header and notes."""
+def boards_markdown(boards: Sequence[Board], by: str | None = None) -> str:
+    """Boards in Markdown, each with its header, rules and notes; ``by`` as for :func:`board_table`."""
     parts = []
     for board in boards:
         if board.refused:
             lines = refusal(board)
             parts.append(f"**{header(board)}**\n\n{lines[0]}\n\n" + "".join(f"- {line}\n" for line in lines[1:]))
             continue
-        columns, rows, right = board_table(board)
-        notes = "".join(f"\n- {plain(note)}" for note in board.notes)
-        parts.append(f"**{header(board)}**\n\n{markdown(columns, rows, right)}{notes}".rstrip() + "\n")
-    return "\n".join([*parts, f"{RULE}\n"])
+        columns, rows, right = board_table(board, by)
+        notes = "".join(f"\n- {plain(note)}" for note in [*rules(board, by), *board.notes])
+        parts.append(f"**{header(board)}**\n\n{markdown(columns, rows, right)}{notes}\n")
+    return "\n".join([*parts, f"{closing(by)}\n"])
 
 
-def csv_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """CSV with a header line; null is empty."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(["" if cell is None else _scalar(cell) for cell in row] for row in rows)
-    return file.getvalue()
+# --- over tasks -------------------------------------------------------------------------------------------------------
 
 
-def json_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A JSON list of objects; values that JSON does not know (NaN, infinities) are null, times are ISO 8601."""
-    content = [{name: jsonable(cell) for name, cell in zip(columns, row, strict=True)} for row in rows]
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+def standings_header(table: Standings) -> str:
+    """One line: the track, its tasks and by what they are judged."""
+    names = [board.task.split("/", 1)[-1] for board in table.boards]
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    metric = table.metric or "the headline metric of each"
+    noun = "task" if len(names) == 1 else "tasks"
+    return plain(f"{table.title} over {len(names)} {noun} ({shown}), by {metric}")
 
 
-def jsonable(value: Any) -> Any:
-    """``value`` as JSON knows it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, Decimal):
-        return jsonable(float(value))
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value).hex()
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [jsonable(item) for item in value]
-    return str(value)
+def standings_table(table: Standings) -> Table:
+    """The table over tasks, for people."""
+    columns = ["average rank", "95 % interval", "method", "gap closed (%)", "tasks", "solved", "worse", "failed jobs"]
+    cells: list[list[object]] = []
+    for row in table.rows:
+        total = row.total
+        known = total.rank_low is not None and total.rank_high is not None
+        failed = f"{total.failed_jobs} on {total.failed_tasks} task{'s' * (total.failed_tasks != 1)}"
+        cells.append(
+            [
+                "" if total.rank is None else f"{total.rank:.1f}",
+                f"{total.rank_low:.1f}-{total.rank_high:.1f}" if known else "",
+                plain(row.label),
+                estimate(total.gap, 100),
+                f"{total.tasks} of {len(table.boards)}",
+                f"{total.solved} of {total.judged}",
+                f"{total.worse} of {total.judged}",
+                failed if total.failed_jobs else "",
+            ]
+        )
+    return columns, cells, [name for name in columns if name != "method"]
 
 
-def _scalar(value: object) -> object:
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, datetime):
-        return value.isoformat(sep=" ")
-    if isinstance(value, list | dict | tuple):
-        return json.dumps(jsonable(value), ensure_ascii=False)
-    return value
+def standings_markdown(tables: Sequence[Standings]) -> str:
+    """Tables over tasks in Markdown, with their notes and the rule."""
+    from kdbench.leaderboard import aggregate
 
-
-def write_parquet(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A Parquet file. Raises ``UsageError`` for values of mixed types."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        arrays = [pa.array(list(cells)) for cells in zip(*rows, strict=True)] or [pa.nulls(0) for _ in columns]
-        table = pa.Table.from_arrays(arrays, names=list(columns))
-    except (pa.ArrowException, TypeError) as error:
-        raise UsageError(f"these rows cannot be written as Parquet: {error}", place=str(path)) from error
-    parquet.write_table(table, path)
-
-
-def output(
-    format: Format,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    *,
-    right: Sequence[str],
-    path: Path | None,
-    show: Callable[[str], None],
-    table: Callable[[], None],
-    md: Callable[[], str] | None = None,
-) -> None:
-    """Write rows in a format to ``path``, or show them.
-
-    ``show`` prints text; ``table`` prints the table for people; ``md`` makes Markdown where it is more than the rows.
-    Raises ``UsageError`` for Parquet without a path, and where the path cannot be written.
-    """
-    if format == "parquet" and path is None:
-        raise UsageError("a Parquet file needs a name", place="--format parquet", hint="add -o FILE")
-    try:
-        if format == "parquet":
-            assert path is not None
-            write_parquet(path, columns, rows)
-            return
-        if format == "table" and path is None:
-            table()
-            return
-        if format in ("md", "table"):
-            text = md() if md is not None else markdown(columns, rows, right)
-        elif format == "csv":
-            text = csv_text(columns, rows)
-        else:
-            text = json_text(columns, rows)
-        if path is None:
-            show(text.rstrip("\n"))
-        else:
-            path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot be written: {error.strerror or error}", place=str(path)) from error
+    parts = []
+    for table in tables:
+        columns, rows, right = standings_table(table)
+        body = markdown(columns, rows, right) if rows else ""
+        notes = "".join(f"\n- {plain(note)}" for note in table.notes)
+        parts.append(f"**{standings_header(table)}**\n\n{body}{notes}".rstrip() + "\n")
+    return "\n".join([*parts, f"{aggregate.RULE}\n"])

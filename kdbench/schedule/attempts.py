@@ -101,7 +101,10 @@ class Claim:
                 spool.remove(entry)
         for name in sorted(new - {spool.OUTCOME}):
             os.replace(self.folder / name, target / name)
-        os.replace(self.folder / spool.OUTCOME, target / spool.OUTCOME)
+        # by way of jobs/: the time of that folder changes in one step with the outcome, so that stores see the news
+        passage = target.with_name(f"{spool.TEMPORARY_PREFIX}{self.id}")
+        os.replace(self.folder / spool.OUTCOME, passage)
+        os.replace(passage, target / spool.OUTCOME)
         spool.sync_folder(target)
 
     def release(self) -> None:

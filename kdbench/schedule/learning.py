@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from kdbench.history import LEARNED, Expectation, Experience, Likeness, larger
+from kdbench.history import Expectation, Experience, larger
 from kdbench.job import Outcome, Resources
 from kdbench.schedule.order import Item, Queue
 from kdbench.schedule.packing import Capacity, Demand, demand_of, limit_of
+from kdbench.store.index import LEARNED, Likeness, Taken
 
 Refuses = Callable[[Demand], str | None]
 
@@ -83,7 +84,7 @@ class Learning:
         kind.left.pop(outcome.id, None)
         if outcome.status not in LEARNED:
             return []
-        self._experience.add(like, outcome.status, outcome.seconds, outcome.cost)
+        self._experience.add(like, outcome.status, Taken.of(outcome.seconds, outcome.cost))
         kind.count += 1
         now = self._expect(like)
         if _alike(kind.used.seconds, now.seconds) and self._same_room(outcome.job.resources, kind.used, now):

@@ -63,7 +63,7 @@ class Limits:
         return verdicts
 
     def sample(self, jobs: Iterable[Running], now: float) -> dict[str, dict[str, float]]:
-        """What each job uses now, by id, about once a second; empty between. Takes note of signs of life.
+        """What each job that lives uses now, by id, about once a second; empty between. Takes note of signs of life.
 
         ``rss_bytes`` is the resident memory of the job and what it started; ``gpu_bytes``, for jobs with GPUs where
         the driver tells, their memory on all its devices.
@@ -80,10 +80,12 @@ class Limits:
             if activity != job.activity:
                 job.lives(_what(job.activity, activity), now)
                 job.activity = activity
-            usage[job.id] = {"rss_bytes": rss}
+            used = {"rss_bytes": rss} if rss else {}  # what has just ended has none, and that is no use of memory
             sizes = [on_gpus[member.pid] for member in job.family if member.pid in on_gpus] if job.gpus else []
             if sizes:
-                usage[job.id]["gpu_bytes"] = float(sum(sizes))
+                used["gpu_bytes"] = float(sum(sizes))
+            if used:
+                usage[job.id] = used
         return usage
 
     def _gpu_memory(self, devices: Iterable[str]) -> dict[int, int]:

@@ -248,9 +248,10 @@ def _name(plugin: object) -> str:
 def _stores(run: Run, registry: Registry) -> list[object]:
     """The hook implementations that come with kdbench and that every run has."""
     from kdbench.leaderboard.page import ResultsPage
-    from kdbench.store.duck import DuckStore
+    from kdbench.store.follow import DuckStore
+    from kdbench.store.index import IndexKeeper
 
-    stores: list[object] = [DuckStore(), ResultsPage(registry.manager, registry)]
+    stores: list[object] = [DuckStore(registry), IndexKeeper(), ResultsPage(registry.manager, registry)]
     if run.tracking is not None:
         from kdbench.store.mlflow import MlflowReporter
 

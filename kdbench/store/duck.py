@@ -2,7 +2,7 @@
 
 One private file, ``<results>/store/kdbench.duckdb``, is written under a file lock and closed after each batch. What
 others read is ``<results>/kdbench.duckdb``, a copy that appears by one rename: readers never meet a lock and always
-find a whole database. Neither file holds anything that is not in the spool.
+find a whole database. Neither file holds anything that is not in the spool or on the cards of installed methods.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import logging
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from filelock import FileLock, Timeout
 
 from kdbench.errors import Problem, UsageError
-from kdbench.hookspecs import hookimpl
-from kdbench.job import Job, Outcome, Run, utcnow
-from kdbench.store import membership, schema, spool
+from kdbench.job import utcnow
+from kdbench.store import fresh, known, schema, spool
 
 if TYPE_CHECKING:
     import duckdb
+
+    from kdbench.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -73,41 +73,76 @@ def writing(results: Path, wait: float = -1) -> Iterator[None]:
         yield
 
 
+class _Done(NamedTuple):
+    """What bringing the store up to date came to."""
+
+    read: int
+    """Outcomes that were read."""
+    changed: bool
+    jobs: int
+    """In the store."""
+    cards: str
+    """State of the cards that it shows."""
+
+
 def sync(
-    results: Path, *, ids: Sequence[str] | None = None, problems: list[Problem] | None = None, wait: float = -1
+    results: Path,
+    *,
+    ids: Sequence[str] | None = None,
+    problems: list[Problem] | None = None,
+    wait: float = -1,
+    registry: Registry | None = None,
 ) -> int:
     """Ingest outcomes that are new or were replaced, remove those that are gone, publish; returns how many were read.
 
-    ``ids``: look at these jobs alone. Damaged outcomes are added to ``problems``, or logged where it is None. A
-    damaged store is moved aside and made anew. Raises ``filelock.Timeout`` and ``OSError``.
+    ``ids``: look at these jobs alone. ``registry``: whose cards and claims the store shows from now on; default: of
+    everything that is installed, where anything changed. Damaged outcomes are added to ``problems``, or logged where
+    it is None. A damaged store is moved aside and made anew. Raises ``filelock.Timeout`` and ``OSError``.
     """
     with writing(results, wait):
-        return _sync(results, ids, problems)
+        return _sync(results, ids, problems, registry)
 
 
-def _sync(results: Path, ids: Sequence[str] | None, problems: list[Problem] | None) -> int:
+def _sync(
+    results: Path, ids: Sequence[str] | None, problems: list[Problem] | None, registry: Registry | None = None
+) -> int:
+    path, published, private = writer_path(results), published_path(results), private_folder(results)
+    look = fresh.Look.now(results, private) if ids is None else None
+    found: list[Problem] = []
+    try:
+        done = _up_to_date(path, results, ids, found, registry)
+    finally:
+        if found:
+            spool.report(UsageError(found), problems)
+    if done.changed or not published.exists() or state_of(published) != state_of(path):
+        _publish(path, published)
+    if found:
+        fresh.forget(private)  # whoever asks next is told, too
+    elif look is not None:
+        fresh.note(look, private, published, done.cards, done.jobs)
+    return done.read
+
+
+def _up_to_date(
+    path: Path, results: Path, ids: Sequence[str] | None, problems: list[Problem], registry: Registry | None
+) -> _Done:
     import duckdb
 
-    path = writer_path(results)
-    done = None
     if path.exists():
         try:
-            done = _ingest(path, results, ids, problems)
+            done = _ingest(path, results, ids, problems, registry)
         except duckdb.Error as error:
             _refuse_healing(error, path)
             _move_aside(path, str(error))
         else:
-            if done is None:
-                _discard(path)
-    count, changed = done or _made(path, results, problems)
-    published = published_path(results)
-    if changed or not published.exists() or state_of(published) != state_of(path):
-        _publish(path, published)
-    return count
+            if done is not None:
+                return done
+            _discard(path)
+    return _made(path, results, problems, registry)
 
 
-def _made(path: Path, results: Path, problems: list[Problem] | None) -> tuple[int, bool]:
-    """Make the store with all outcomes; returns as :func:`_ingest`."""
+def _made(path: Path, results: Path, problems: list[Problem] | None, registry: Registry | None = None) -> _Done:
+    """Make the store with all outcomes."""
     import duckdb
 
     from kdbench.store import ingest
@@ -115,19 +150,23 @@ def _made(path: Path, results: Path, problems: list[Problem] | None) -> tuple[in
     try:
         with duckdb.connect(str(path)) as con:
             ingest.create(con)
-        done = _ingest(path, results, None, problems)
+        done = _ingest(path, results, None, problems, registry)
     except duckdb.Error as error:
         _discard(path)
         _refuse_healing(error, path)
         raise
     assert done is not None
-    return done[0], True
+    return done._replace(changed=True)
 
 
 def _ingest(
-    path: Path, results: Path, ids: Sequence[str] | None, problems: list[Problem] | None
-) -> tuple[int, bool] | None:
-    """Number of outcomes read, and whether anything changed; None where the store has another version's form."""
+    path: Path,
+    results: Path,
+    ids: Sequence[str] | None,
+    problems: list[Problem] | None,
+    registry: Registry | None,
+) -> _Done | None:
+    """None where the store has another version's form."""
     import duckdb
 
     from kdbench.store import ingest
@@ -135,30 +174,62 @@ def _ingest(
     with duckdb.connect(str(path)) as con:
         if ingest.version_of(con) != schema.VERSION:
             return None
-        known = ingest.known_stamps(con)
+        before = ingest.known_stamps(con)
         found = spool.stamps(results, ids)
-        looked_at = known if ids is None else set(ids) & known.keys()
+        looked_at = before if ids is None else set(ids) & before.keys()
         gone = [id for id in looked_at if id not in found]
-        fresh = {id: stamp for id, stamp in found.items() if known.get(id) != spool.stamp_text(stamp)}
-        count = ingest.replace_jobs(con, results, fresh, gone, problems)
+        new = {id: stamp for id, stamp in found.items() if before.get(id) != spool.stamp_text(stamp)}
+        count = ingest.replace_jobs(con, results, new, gone, problems)
         members = ingest.spool_members(results, problems)
         moved = members != ingest.known_members(con)
         if moved:
             ingest.replace_members(con, members)
-        changed = bool(count or gone or moved or fresh.keys() & known.keys())
-        if changed:
+        changed = bool(count or gone or moved or new.keys() & before.keys())
+        cards = known.shown(con)
+        shown = _show_cards(con, changed, whole=ids is None, registry=registry, problems=problems)
+        if changed or shown != cards:
             con.execute("CHECKPOINT")
-    return count, changed
+        jobs = con.execute("SELECT count(*) FROM store.jobs").fetchone()
+    return _Done(count, changed or shown != cards, jobs[0] if jobs else 0, shown)
 
 
-def rebuild(results: Path, *, problems: list[Problem] | None = None) -> int:
+def _show_cards(
+    con: duckdb.DuckDBPyConnection,
+    changed: bool,
+    *,
+    whole: bool,
+    registry: Registry | None,
+    problems: list[Problem] | None,
+) -> str:
+    """Bring the tables of cards and claims up to date; returns the state that they show.
+
+    A look at single jobs (not ``whole``), as there are many during a run, leaves that to the next one at all of them.
+    """
+    before = known.shown(con)
+    if not whole:
+        if changed and before:
+            known.mark(con, "")
+        return "" if changed else before
+    if registry is None:
+        if before and not changed:
+            return before
+        from kdbench.registry import discover
+
+        registry = discover()
+    state = known.state_of(registry)
+    if changed or state != before:
+        known.fill(con, registry, state, problems)
+    return known.shown(con)
+
+
+def rebuild(results: Path, *, problems: list[Problem] | None = None, registry: Registry | None = None) -> int:
     """Make the store anew from the spool and publish it; returns the number of outcomes that it holds.
 
     Readers see the old state until the new one is whole.
     """
     with writing(results):
         _discard(writer_path(results))
-        return _sync(results, None, problems)
+        return _sync(results, None, problems, registry)
 
 
 def _discard(path: Path) -> None:
@@ -226,11 +297,15 @@ OPEN: dict[str, str | bool | int | float | list[str]] = {
 
 def connect(results: Path) -> duckdb.DuckDBPyConnection:
     """A read-only connection to the published snapshot as it is. Raises ``UsageError`` where there is none."""
-    import duckdb
-
     path = published_path(results)
     if not path.exists():
         raise UsageError("has no DuckDB store yet", place=str(results), hint="kdbench rebuild makes it from the spool")
+    return _opened(path)
+
+
+def _opened(path: Path) -> duckdb.DuckDBPyConnection:
+    import duckdb
+
     return duckdb.connect(str(path), read_only=True, config=dict(OPEN))
 
 
@@ -240,38 +315,60 @@ def query(
     problems: list[Problem] | None = None,
     *,
     refresh: bool = True,
+    registry: Registry | None = None,
 ) -> T:
-    """``work(connection)`` on the state of the spool.
+    """``work(connection)`` on the state of the spool; see :func:`at`."""
 
-    The store is brought up to date first; without ``refresh`` only where nothing is published, which is for the end
-    of a run, whose stores have just been. Where the results cannot be written (a read-only disk), what is published
-    is read, and where nothing is, a temporary store is made. A damaged snapshot is moved aside and made anew.
-    Raises ``UsageError`` for a folder without any finished job.
-    """
-    import duckdb
-
-    require_results(results)
-    try:
-        if refresh or not published_path(results).exists():
-            _refresh(results, problems)
-    except OSError as error:
-        if not published_path(results).exists():
-            return _on_temporary(results, work, problems)
-        age = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(published_path(results).stat().st_mtime))
-        log.warning("%s cannot be written (%s): reading the state of %s", results, error.strerror or error, age)
-    try:
-        with connect(results) as con:
+    def on(path: Path) -> T:
+        with _opened(path) as con:
             return work(con)
-    except duckdb.Error as error:
-        innocent = isinstance(error, duckdb.ParserException | duckdb.InterruptException | duckdb.OutOfMemoryException)
-        reason = None if innocent else damage(published_path(results))
+
+    return at(results, on, problems, refresh=refresh, registry=registry)
+
+
+def at(
+    results: Path,
+    work: Callable[[Path], T],
+    problems: list[Problem] | None = None,
+    *,
+    refresh: bool = True,
+    registry: Registry | None = None,
+) -> T:
+    """``work(path)`` on a database that shows the state of the spool; it may be read, and called again after damage.
+
+    The store is brought up to date first, where it is not (:mod:`kdbench.store.fresh`); without ``refresh`` only where
+    nothing is published, which is for the end of a run, whose stores have just been. ``registry``: whose cards and
+    claims it must show; default: those that it has. Where the results cannot be written (a read-only disk), what is
+    published is read, and where nothing is, a temporary store is made. A damaged snapshot is moved aside and made
+    anew. Raises ``UsageError`` for a folder without any finished job.
+    """
+    published = published_path(results)
+    if not is_fresh(results, registry):
+        require_results(results)
+        try:
+            if refresh or not published.exists():
+                _refresh(results, problems, registry)
+        except OSError as error:
+            if not published.exists() or _version_at(published) != schema.VERSION:
+                return _on_temporary(results, work, problems, registry)
+            age = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(published.stat().st_mtime))
+            log.warning("%s cannot be written (%s): reading the state of %s", results, error.strerror or error, age)
+    try:
+        return work(published)
+    except Exception as error:
+        reason = _damage_behind(error, published)
         if reason is None:
             raise
-        _refuse_healing(error, published_path(results))
-        _move_aside(published_path(results), reason)
-    rebuild(results, problems=problems)
-    with connect(results) as con:
-        return work(con)
+        _refuse_healing(error, published)
+        _move_aside(published, reason)
+    rebuild(results, problems=problems, registry=registry)
+    return work(published)
+
+
+def is_fresh(results: Path, registry: Registry | None = None) -> bool:
+    """Whether what is published shows the spool as it is, and the cards of ``registry`` where it is given."""
+    state = None if registry is None else known.state_of(registry)
+    return fresh.is_fresh(results, private_folder(results), published_path(results), state)
 
 
 def require_results(results: Path) -> None:
@@ -281,9 +378,9 @@ def require_results(results: Path) -> None:
         raise UsageError(what, place=str(results), hint="run a suite first: kdbench run quickstart")
 
 
-def _refresh(results: Path, problems: list[Problem] | None) -> None:
+def _refresh(results: Path, problems: list[Problem] | None, registry: Registry | None) -> None:
     try:
-        sync(results, problems=problems, wait=LOCK_WAIT)
+        sync(results, problems=problems, wait=LOCK_WAIT, registry=registry)
     except Timeout:
         if not published_path(results).exists():
             raise UsageError(
@@ -292,108 +389,53 @@ def _refresh(results: Path, problems: list[Problem] | None) -> None:
         log.warning("%s is being written: reading the last published state", published_path(results))
 
 
-def _on_temporary(results: Path, work: Callable[[duckdb.DuckDBPyConnection], T], problems: list[Problem] | None) -> T:
-    import duckdb
-
+def _on_temporary(
+    results: Path, work: Callable[[Path], T], problems: list[Problem] | None, registry: Registry | None
+) -> T:
     with tempfile.TemporaryDirectory(prefix="kdbench-") as folder:
         path = Path(folder) / PUBLISHED
-        _made(path, results, problems)
-        with duckdb.connect(str(path), read_only=True, config=dict(OPEN)) as con:
-            return work(con)
+        _made(path, results, problems, registry)
+        return work(path)
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a published store, found by reading all of it; None for a whole one."""
+def _version_at(path: Path) -> int | None:
+    """Version of the form of a published store; None for what is none."""
     import duckdb
 
     from kdbench.store import ingest
 
     try:
-        with duckdb.connect(str(path), read_only=True, config=dict(OPEN)) as con:
+        with _opened(path) as con:
+            return ingest.version_of(con)
+    except duckdb.Error:
+        return None
+
+
+def _damage_behind(error: Exception, path: Path) -> str | None:
+    """What is wrong with a published store, where that may be why something failed; None where it is not."""
+    import duckdb
+
+    if not isinstance(error, duckdb.Error):
+        return None
+    if isinstance(error, duckdb.ParserException | duckdb.InterruptException | duckdb.OutOfMemoryException):
+        return None
+    # unknown names come from a store of another form, which shows without reading all of it, or from the query
+    return damage(path, thorough=not isinstance(error, duckdb.ProgrammingError))
+
+
+def damage(path: Path, *, thorough: bool = True) -> str | None:
+    """What is wrong with a published store; None for a whole one. ``thorough``: found by reading all of it."""
+    import duckdb
+
+    from kdbench.store import ingest
+
+    try:
+        with _opened(path) as con:
             if ingest.version_of(con) != schema.VERSION:
                 return "its form is of another version of kdbench"
-            for table, columns in schema.TABLES.items():
+            for table, columns in schema.TABLES.items() if thorough else ():
                 everything = ", ".join(f'max("{column}")' for column in columns)
                 con.execute(f"SELECT {everything} FROM store.{table}").fetchall()
     except duckdb.Error as error:
         return str(error)
     return None
-
-
-# --- during a run -----------------------------------------------------------------------------------------------------
-
-
-class _Follower:
-    """A thread that ingests finished jobs in batches, away from the scheduler's loop."""
-
-    PAUSE = 60.0
-    """Seconds between batches at least, since the first one imports a second's worth of libraries. Whoever asks
-    kdbench for results brings the store up to date first anyway."""
-    SHARE = 0.02
-    """Of the time that goes into batches at most: a batch copies the whole store, which grows with the run."""
-
-    def __init__(self, results: Path) -> None:
-        self.results = results
-        self.failure: Exception | None = None
-        self._pending: list[str] = []
-        self._guard = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="kdbench-duckdb", daemon=True)
-        self._thread.start()
-
-    def add(self, id: str) -> None:
-        with self._guard:
-            self._pending.append(id)
-
-    def finish(self) -> None:
-        """Ingest what is left. Raises what went wrong in the thread."""
-        self._stop.set()
-        self._thread.join()
-        if self.failure is not None:
-            raise self.failure
-        sync(self.results)
-
-    def _follow(self) -> None:
-        pause = self.PAUSE
-        while not self._stop.wait(pause):
-            with self._guard:
-                batch, self._pending = self._pending, []
-            if not batch:
-                continue
-            started = time.monotonic()
-            try:
-                sync(self.results, ids=batch)
-            except Exception as error:  # noqa: BLE001  raised again by finish, in the thread of the hooks
-                self.failure = error
-                return
-            pause = max(self.PAUSE, (time.monotonic() - started) / self.SHARE)
-
-
-class DuckStore:
-    """Fills the store while a run goes on: hook implementations like any extension's."""
-
-    def __init__(self) -> None:
-        self._followers: dict[str, _Follower] = {}
-
-    @hookimpl
-    def kdbench_run_started(self, run: Run) -> None:
-        """Note which jobs the suite has, and follow the run if there is something to do."""
-        for suite, ids in run.suites.items():
-            membership.add(run.results, suite, ids, run.tracking)
-        if run.todo:
-            self._followers[run.id] = _Follower(run.results)
-
-    @hookimpl
-    def kdbench_job_finished(self, run: Run, job: Job, outcome: Outcome) -> None:
-        """Put the job into the next batch."""
-        if run.id in self._followers:
-            self._followers[run.id].add(outcome.id)
-
-    @hookimpl
-    def kdbench_run_finished(self, run: Run, outcomes: Sequence[Outcome]) -> None:
-        """Ingest the rest, so that what is printed next is complete; of a run that was killed here, too."""
-        follower = self._followers.pop(run.id, None)
-        if follower is not None:
-            follower.finish()
-        else:
-            sync(run.results)

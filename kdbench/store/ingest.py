@@ -23,7 +23,7 @@ from kdbench.store import membership, schema, spool
 BATCH = 1000
 """Outcomes per transaction."""
 
-_ARROW = {
+ARROW = {
     "VARCHAR": pa.string(),
     "JSON": pa.string(),
     "BIGINT": pa.int64(),
@@ -32,6 +32,13 @@ _ARROW = {
     "BOOLEAN": pa.bool_(),
     "TIMESTAMP": pa.timestamp("us"),
 }
+"""Types of the store's columns."""
+
+ASKED = {"method_file", "module", "resources", "timeout", "heartbeat", "checkpoint_every", "keep"}
+"""Fields of a job that neither decide its results nor have a column."""
+
+MOST_FREEDOM = 1000
+"""Degrees of freedom up to which the store has Student's quantiles; those of more are within 0.1 % of the last."""
 
 Rows = list[tuple[Any, ...]]
 
@@ -70,6 +77,7 @@ class Batch:
             "score": outcome.headline,
             "error_type": outcome.error.type if outcome.error else None,
             "error": outcome.error.message if outcome.error else None,
+            "traceback": outcome.error.traceback if outcome.error else None,
             "started_at": outcome.started_at,
             "finished_at": outcome.finished_at,
             "attempts": outcome.attempts,
@@ -82,6 +90,9 @@ class Batch:
             "device": provenance.get("device"),
             "artifacts": json.dumps(outcome.artifacts),
             "provenance": json.dumps(provenance, default=str),
+            "asked": job.model_dump_json(include=ASKED),
+            "gate": json.dumps(provenance["gate"]) if provenance.get("gate") else None,
+            "current": None,  # see _mark_current
         }
         self.rows["jobs"].append(tuple(values[name] for name in schema.TABLES["jobs"]))
         for metrics, official in ((outcome.metrics, True), (outcome.extra, False)):
@@ -139,8 +150,7 @@ def create(con: duckdb.DuckDBPyConnection) -> None:
     for statement in schema.statements():
         con.execute(statement)
     con.execute("INSERT INTO store.meta VALUES ('schema', ?)", [str(schema.VERSION)])
-    freedoms = [*range(1, 201), 500, 1000, 10_000]
-    _append(con, "student", [(df, float(stdtrit(df, 0.975))) for df in freedoms])
+    append(con, "student", [(df, float(stdtrit(df, 0.975))) for df in range(1, MOST_FREEDOM + 1)])
     con.execute("COMMIT")
 
 
@@ -243,36 +253,66 @@ def _write(con: duckdb.DuckDBPyConnection, batch: Batch, replaced: Sequence[str]
     con.execute("BEGIN")
     try:
         con.register("replaced", pa.table({"id": pa.array(replaced, pa.string())}))
+        touched = set(con.execute(f"SELECT {_ROW} FROM store.jobs SEMI JOIN replaced USING (id)").fetchall())
         for table in schema.PER_JOB:
             con.execute(f"DELETE FROM store.{table} WHERE id IN (SELECT id FROM replaced)")
-            _append(con, table, batch.rows[table])
+            append(con, table, batch.rows[table])
+        touched |= set(con.execute(f"SELECT {_ROW} FROM store.jobs SEMI JOIN replaced USING (id)").fetchall())
         con.unregister("replaced")
+        _mark_current(con, touched)
         for table, (key,) in schema.KEYED.items():
             known = {value for (value,) in con.execute(f"SELECT DISTINCT {key} FROM store.{table}").fetchall()}
             new = [row for value, rows in batch.shared[table].items() if value not in known for row in rows]
-            _append(con, table, new)
+            append(con, table, new)
         con.execute("COMMIT")
     except BaseException:
-        with suppress(duckdb.Error):  # where it was COMMIT that failed, as on a full disk, there is nothing to undo
-            con.execute("ROLLBACK")
+        roll_back(con)
         raise
+
+
+def roll_back(con: duckdb.DuckDBPyConnection) -> None:
+    """Undo the transaction that an error interrupted."""
+    with suppress(duckdb.Error):  # where it was COMMIT that failed, as on a full disk, there is nothing to undo
+        con.execute("ROLLBACK")
+
+
+_ROW = "spec_digest, method, params_digest"
+"""What a row of a board is of."""
+
+
+def _mark_current(con: duckdb.DuckDBPyConnection, touched: Iterable[tuple[str, str, str]]) -> None:
+    """Say of the jobs of these rows of boards which are of the newest version: that of the job that ended last."""
+    rows = list(touched)
+    if not rows:
+        return
+    con.register("touched", pa.table(dict(zip(_ROW.split(", "), zip(*rows, strict=True), strict=True))))
+    con.execute(
+        "UPDATE store.jobs SET current = (jobs.version = newest.version) FROM ("
+        f"  SELECT {_ROW}, arg_max(version, (finished_at, version)) AS version"
+        f"  FROM store.jobs SEMI JOIN touched USING ({_ROW}) GROUP BY ALL) AS newest "
+        "WHERE jobs.spec_digest = newest.spec_digest AND jobs.method = newest.method "
+        "AND jobs.params_digest = newest.params_digest "
+        "AND jobs.current IS DISTINCT FROM (jobs.version = newest.version)"
+    )
+    con.unregister("touched")
 
 
 def replace_members(con: duckdb.DuckDBPyConnection, members: Iterable[tuple[str, str]]) -> None:
     """Make the store's table of suites hold exactly these pairs."""
     con.execute("BEGIN")
     con.execute("DELETE FROM store.suites")
-    _append(con, "suites", sorted(members))
+    append(con, "suites", sorted(members))
     con.execute("COMMIT")
 
 
-def _append(con: duckdb.DuckDBPyConnection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+def append(con: duckdb.DuckDBPyConnection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Add rows, with the columns of :data:`kdbench.store.schema.TABLES`, to a private table."""
     if not rows:
         return
     columns = schema.TABLES[table]
     # from_pandas: NaN becomes null, because SQL's aggregates would carry it into every mean; infinities stay
     arrays = {
-        name: pa.array(values, _ARROW[kind], from_pandas=True)
+        name: pa.array(values, ARROW[kind], from_pandas=True)
         for (name, kind), values in zip(columns.items(), zip(*rows, strict=True), strict=True)
     }
     con.register("appended", pa.table(arrays))

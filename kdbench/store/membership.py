@@ -35,7 +35,7 @@ class Members:
 
 def public(uri: str) -> str:
     """A tracking URI without the user and password that it may hold: the form that files and messages get."""
-    return re.sub(r"//[^/@\s]*@", "//", uri)
+    return re.sub(r"//[^/\s]*@", "//", uri)
 
 
 def folder_of(results: Path) -> Path:
@@ -44,16 +44,25 @@ def folder_of(results: Path) -> Path:
 
 
 def add(results: Path, suite: str, jobs: Iterable[str], tracking: str | None) -> None:
-    """Add jobs to a suite; a damaged list is started anew.
+    """Add jobs to a suite, which is tracked there from now on; a damaged list is started anew.
 
     Safe under concurrent runs. Raises ``OSError`` where the folder cannot be written.
     """
+    _update(results, suite, jobs, None if tracking is None else public(tracking))
+
+
+def join(results: Path, suite: str, jobs: Iterable[str]) -> None:
+    """As :func:`add`, for a suite that stays tracked as it is; a new one is not."""
+    _update(results, suite, jobs)
+
+
+def _update(results: Path, suite: str, jobs: Iterable[str], *tracking: str | None) -> None:
     folder = folder_of(results)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{digest(suite)}.json"
     with FileLock(folder / ".lock"):
         before = _known(path, suite)
-        server = None if tracking is None else public(tracking)
+        server = tracking[0] if tracking else before.tracking
         after = Members(suite, tuple(dict.fromkeys((*before.jobs, *jobs))), server)
         if after != before:
             spool.write_whole(path, json.dumps({"suite": suite, "tracking": server, "jobs": after.jobs}) + "\n")

@@ -24,6 +24,7 @@ from kdbench.job import OUTCOME_SCHEMA, Outcome, Status
 
 log = logging.getLogger(__name__)
 
+JOBS = "jobs"
 OUTCOME = "outcome.json"
 LOG = "log.txt"
 CURVE = "curve.jsonl"
@@ -47,7 +48,7 @@ Stamp = tuple[int, int, int]
 
 def jobs_folder(results: Path) -> Path:
     """Where the folders of the jobs are."""
-    return results / "jobs"
+    return results / JOBS
 
 
 def job_folder(results: Path, id: str) -> Path:
@@ -66,7 +67,8 @@ def write_outcome(folder: Path, outcome: Outcome) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / OUTCOME
-    write_whole(path, _json(outcome) + "\n")
+    # out of jobs/ itself: the time of that folder then changes with the outcome, which is how stores see news
+    write_whole(path, _json(outcome) + "\n", folder.parent if folder.parent.name == JOBS else folder)
     return path
 
 
@@ -88,9 +90,12 @@ def _encodable(value: Any) -> Any:
     return value
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all: its content is on the disk before its name appears."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+def write_whole(path: Path, text: str, beside: Path | None = None) -> None:
+    """Write a file whole or not at all: its content is on the disk before its name appears.
+
+    ``beside``: folder, on the same disk, for the temporary file; default: that of the file.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent if beside is None else beside)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             os.fchmod(file.fileno(), 0o644)
@@ -170,11 +175,12 @@ def parse_outcome(text: bytes, path: Path) -> Outcome:
 def iter_folders(results: Path) -> Iterator[Path]:
     """Folders of jobs, finished or not, in the order of their ids. None where the results folder does not exist."""
     root = jobs_folder(results)
-    for name in _names(results):
+    for name in names(results):
         yield root / name
 
 
-def _names(results: Path) -> list[str]:
+def names(results: Path) -> list[str]:
+    """Names of the folders of :func:`iter_folders`: ids of jobs, finished or not."""
     try:
         with os.scandir(jobs_folder(results)) as entries:
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
@@ -244,7 +250,7 @@ def stamps(results: Path, ids: Iterable[str] | None = None) -> dict[str, Stamp]:
     """
     root = os.fspath(jobs_folder(results))
     found: dict[str, Stamp] = {}
-    for name in _names(results) if ids is None else ids:
+    for name in names(results) if ids is None else ids:
         try:
             state = os.stat(f"{root}/{name}/{OUTCOME}")
         except (FileNotFoundError, NotADirectoryError):
@@ -310,17 +316,17 @@ def find_job(results: Path, prefix: str, waiting: Iterable[str] = ()) -> Path:
     folders = {id: job_folder(results, id) for id in waiting}
     folders |= {path.name: path for path in sorted((results / RUNNING).glob("[!.]*")) if path.is_dir()}
     folders |= {folder.name: folder for folder in iter_folders(results)}
-    names = sorted(folders)
-    if not names:
+    known = sorted(folders)
+    if not known:
         raise UsageError("holds no jobs yet", place=str(results), hint="run a suite first: kdbench run SUITE")
-    matches = [name for name in names if name.startswith(prefix)]
+    matches = [name for name in known if name.startswith(prefix)]
     if prefix in matches:
         matches = [prefix]
     if len(matches) > 1:
         shown = ", ".join(matches[:5]) + (", ..." if len(matches) > 5 else "")
         raise UsageError(f"{len(matches)} jobs have an id that starts with {prefix!r}: {shown}", hint="give more of it")
     if not matches:
-        raise UsageError(f"no job has the id {prefix!r}", place=str(results), hint=did_you_mean(prefix, names))
+        raise UsageError(f"no job has the id {prefix!r}", place=str(results), hint=did_you_mean(prefix, known))
     return folders[matches[0]]
 
 

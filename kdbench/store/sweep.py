@@ -42,12 +42,13 @@ def of_results(results: Path, quiet: float = HOUR) -> Iterator[Remains]:
         yield from _files(folder.glob(f".{spool.OUTCOME}-*"), quiet, "unfinished outcome")
     for folder in sorted((results / spool.RUNNING).glob("[!.]*")):
         lock = folder.with_name(f"{folder.name}.lock")
-        if folder.is_dir() and _free(lock):  # whoever runs the job holds its lock
+        if folder.is_dir() and _free(lock, folder):
             if not spool.has_checkpoint(folder):
                 yield Remains(folder, _size(folder), "interrupted job", lock)
             elif _age(folder) >= max(quiet, CHECKPOINTS):
                 yield Remains(folder, _size(folder), "checkpoint that no run went on from", lock)
     yield from _runs(results, quiet)
+    yield from _files(spool.jobs_folder(results).glob(f"{spool.TEMPORARY_PREFIX}*"), quiet, "unfinished outcome")
     for place in (results, duck.private_folder(results), results / "suites", results / "leaderboards"):
         yield from _files(place.glob(f"{duck.PUBLISHED}.damaged-*"), 0, "damaged store")
         yield from _files(place.glob(".*-*"), quiet, "temporary file")
@@ -92,26 +93,35 @@ def of_cache(root: Path, largest: int, quiet: float = HOUR) -> Iterator[Remains]
 
 
 def remove(remains: Remains) -> bool:
-    """Remove it; False where someone holds its lock. Raises ``OSError`` where it cannot be removed."""
+    """Remove it; False where someone holds its lock or works in it. Raises ``OSError`` where it cannot be removed."""
     if remains.lock is None:
         _delete(remains.path)
         return True
     try:
         with FileLock(remains.lock, timeout=0):
+            if _occupied(remains.path):
+                return False
             _delete(remains.path)
     except Timeout:
         return False
     return True
 
 
-def _free(lock: Path) -> bool:
+def _free(lock: Path, folder: Path) -> bool:
+    """Whether nobody runs the job: its coordinator holds the lock, and its processes, which may outlive that, the
+    folder. The folder is looked at only while no coordinator can start a job in it, which would meet our look."""
     if not lock.exists():
         return True
     try:
         with FileLock(lock, timeout=0):
-            return True
+            return not _occupied(folder)
     except Timeout:
         return False
+
+
+def _occupied(path: Path) -> bool:
+    """Whether processes of a job work in this folder."""
+    return path.is_dir() and runs.held(path)
 
 
 def _delete(path: Path) -> None:

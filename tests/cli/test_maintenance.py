@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 
 from kdbench.cache import Cache
 from kdbench.cli import make_app
-from kdbench.store import duck, spool
+from kdbench.schedule import attempts
+from kdbench.store import duck, spool, sweep
 from tests.helpers.outcomes import grid, put
 
 
@@ -108,6 +109,23 @@ def test_gc_leaves_running_jobs_alone(tmp_path: Path) -> None:
     assert (tmp_path / "running" / "alive" / "log.txt").exists()
     assert not (tmp_path / "running" / "killed").exists()
     assert call("logs", "al", "--results", tmp_path).stdout == "step 1\n"
+
+
+def test_gc_leaves_alone_what_a_job_writes_that_has_outlived_its_run(tmp_path: Path) -> None:
+    folder = tmp_path / "running" / "orphan"
+    folder.mkdir(parents=True)
+    (folder / "log.txt").write_text("step 1\n")
+    (tmp_path / "running" / "orphan.lock").touch()  # as a killed coordinator leaves it
+    age(tmp_path)
+    with attempts.occupying(folder):
+        call("gc", "--results", tmp_path, "--cache", tmp_path / "cache")
+        assert (folder / "log.txt").exists()
+    (remains,) = (one for one in sweep.of_results(tmp_path) if one.path == folder)
+    with attempts.occupying(folder):
+        assert not sweep.remove(remains), "it was taken between the look and the removal"
+        assert (folder / "log.txt").exists()
+    call("gc", "--results", tmp_path, "--cache", tmp_path / "cache")
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("option", [("--max-cache", "lots"), ("--older-than", "-1h")])

@@ -40,6 +40,24 @@ def test_leaderboard(results: Path) -> None:
     assert "\x1b" not in done.stdout
 
 
+def test_leaderboard_against_a_cost_and_over_tasks(results: Path) -> None:
+    done = call(results, "leaderboard", "--by", "flops")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[1].split()[-2:] == ["flops", "front"]
+    assert "yes (100 %)" in done.stdout
+    overall = call(results, "leaderboard", "--overall")
+    assert overall.exit_code == 0, overall.output
+    assert overall.stdout.startswith("vision@cpu over 1 task (toy)")
+    assert "1 on 1 task" in overall.stdout, "the failed job"
+    assert call(results, "leaderboard", "--mix-budgets").stdout == call(results, "leaderboard").stdout
+
+
+def test_rules_are_printed_under_each_board(results: Path) -> None:
+    text = call(results, "leaderboard").stdout
+    assert "5 % per method" in text
+    assert "failed jobs: a method with a job that failed" in text
+
+
 def test_leaderboard_for_programs(results: Path, tmp_path: Path) -> None:
     import pandas as pd
 
@@ -60,6 +78,9 @@ def test_leaderboard_for_programs(results: Path, tmp_path: Path) -> None:
         (["leaderboard", "--task", "vision/toi"], "did you mean 'vision/toy'"),
         (["leaderboard", "--metric", "top2"], "did you mean 'top1'"),
         (["leaderboard", "--format", "parquet"], "add -o FILE"),
+        (["leaderboard", "--by", "train_second"], "did you mean 'train_seconds'"),
+        (["leaderboard", "--overall", "--by", "flops"], "leave --overall out"),
+        (["leaderboard", "--overall", "--mix-budgets"], "one budget of each"),
         (["leaderboard", "-f", "csv", "-o", "/nowhere/at/all.csv"], "cannot be written"),
         (["compare", "kd", "kdd"], "did you mean 'kd'"),
         (["sql", "COPY jobs TO 'x.csv'"], "read-only"),
@@ -90,6 +111,8 @@ def test_compare(results: Path) -> None:
     assert item["seeds"]["mean"] == pytest.approx(0.1)
     assert item["seeds"]["p"] == 0
     assert item["examples"] is None
+    assert (item["separated"], item["more_seeds"]) == (True, 0)
+    assert "3 common seeds separate the two" in done.stdout
 
 
 def test_sql_formats(results: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,11 @@ import time
 
 import pytest
 
+from kdbench.cli.results import print_boards
+from kdbench.cli.run import ROWS
+from kdbench.leaderboard.boards import Selection, load_boards
+from kdbench.store import duck
+from tests.helpers.outcomes import grid, put
 from tests.toytrack import EXTENSION, write_method
 
 KDBENCH = [sys.executable, "-c", "from kdbench.cli import main; main()"]
@@ -184,3 +190,16 @@ def processes_below(folder):
         except OSError:
             continue
     return found
+
+
+def test_the_end_of_a_run_shows_the_first_rows_of_a_board_and_how_to_see_the_rest(tmp_path, capsys):
+    put(tmp_path, grid({f"m{number:02}": [0.9 - number / 100] * 3 for number in range(ROWS + 2)}))
+    boards = duck.query(tmp_path, lambda con: load_boards(con, Selection()))
+    print_boards(boards, at_most=ROWS, whole="kdbench leaderboard")
+    cut = capsys.readouterr().out
+    assert "and 2 more methods: kdbench leaderboard" in cut
+    print_boards(boards, at_most=ROWS + 2)
+    whole = capsys.readouterr().out
+    assert "more method" not in whole
+    shown = [line.split()[1] for line in cut.splitlines() if re.search(r"^\S+ +m\d\d ", line)]
+    assert shown == [f"m{number:02}" for number in range(ROWS)], "the best ones"

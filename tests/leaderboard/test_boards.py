@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdbench.cli.results import leaderboard
@@ -227,54 +228,109 @@ def test_frame(tmp_path: Path) -> None:
         frame.results(tmp_path, method="nothing")
 
 
-def test_compare_over_seeds_and_examples(tmp_path: Path) -> None:
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    for method, rate in (("kd", 0.9), ("no_kd", 0.7)):
-        for seed in range(3):
-            hits = (rng.random(400) < rate).astype(float)
-            job = make_job(method, seed)
-            put(tmp_path, make_outcome(job, float(hits.mean())), examples={"top1": hits})
-    (item,) = comparison.compare(tmp_path, "kd", "vision/no_kd")
-    assert item.seeds is not None
-    assert item.examples is not None
-    assert item.seeds.n == 3
-    assert item.examples.n == 400
-    assert item.seeds.mean == pytest.approx(item.examples.mean)
-    assert item.examples.low < item.seeds.mean < item.examples.high
-    with pytest.raises(UsageError, match="did you mean 'kd'"):
-        comparison.compare(tmp_path, "kdd", "no_kd")
+def test_other_budgets_stay_apart_and_are_named(tmp_path: Path) -> None:
+    for steps in (100, 200):
+        put(tmp_path, grid({"kd": [0.5, 0.6], "no_kd": [0.4, 0.4]}, spec=make_spec(limits={"steps": steps})))
+    put(tmp_path, grid({"kd": [0.5, 0.6]}, spec=make_spec(limits={"steps": 100}, teacher_seed=1)))
+    found = {(board.limits["steps"], board.teacher_seed): board for board in load(tmp_path)}
+    assert len(found) == 3
+    assert "other budgets exist: 200 steps (2 methods)" in " ".join(found[100, 0].notes)
+    assert "other budgets exist: 100 steps (2 methods)" in " ".join(found[200, 0].notes)
+    assert "other budgets" not in " ".join(found[100, 1].notes), "another teacher is another task, not another budget"
+    assert all("one of 2 definitions" in " ".join(board.notes) for board in found.values())
 
 
-def test_compare_without_or_with_damaged_examples(tmp_path: Path) -> None:
-    outcomes = put(tmp_path, grid({"kd": [0.5, 0.6], "no_kd": [0.4, 0.5]}))
-    (item,) = comparison.compare(tmp_path, "kd", "no_kd")
-    assert item.examples is None
-    assert "missing" in item.notes[0]
-    for outcome in outcomes:
-        (tmp_path / "jobs" / outcome.id / "examples.npz").write_bytes(b"PK\x03\x04 not an archive")
-    (item,) = comparison.compare(tmp_path, "kd", "no_kd")
-    assert "damaged" in item.notes[0]
+def test_a_single_budget_has_no_note(tmp_path: Path) -> None:
+    put(tmp_path, grid({"kd": [0.5, 0.6]}))
+    put(tmp_path, grid({"kd": [0.5, 0.6]}, spec=make_spec(scale="quick", limits={"steps": 7})))
+    assert [board.notes for board in load(tmp_path)] == [[], []]
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, ""), (0, "0"), (12.345, "12.3"), (999.7, "1k"), (6400, "6.4k"), (1.5e9, "1.5G"), (2e18, "2E")],
-)
-def test_compact(value: float | None, text: str) -> None:
-    assert render.compact(value) == text
+def mixed(results: Path, **selection: str) -> list[Board]:
+    return duck.query(results, lambda con: boards.load_boards(con, Selection(**selection), mix_budgets=True))
 
 
-def test_estimates_have_the_digits_of_their_interval() -> None:
-    from kdbench.leaderboard.statistics import Estimate
+def test_mixed_budgets_share_a_board_on_which_each_row_names_its_own(tmp_path: Path) -> None:
+    scores = {"no_kd": [0.40, 0.41, 0.42], "kd": [0.60, 0.62, 0.61], "teacher": [0.80, 0.80, 0.80]}
+    for steps in (100, 200):
+        shifted = {
+            method: [v + (steps == 200 and method != "teacher") * 0.1 for v in row] for method, row in scores.items()
+        }
+        put(tmp_path, grid(shifted, spec=make_spec(limits={"steps": steps})))
+    apart = {(b.limits["steps"], row.label): row for b in load(tmp_path) for row in b.rows}
+    (board,) = mixed(tmp_path)
+    assert board.budgets == [{"steps": 100}, {"steps": 200}]
+    assert board.limits == {}
+    rows = {(row.limits["steps"], row.label): row for row in board.rows}
+    assert rows.keys() == apart.keys()
+    for key, row in rows.items():
+        assert row.gap == apart[key].gap, "gap closed is that of the row's own budget"
+        assert (row.values == apart[key].values).all()
+    assert rows[200, "kd"].rank == (3, 3), "all rows are ranked together, behind the two teachers"
+    assert rows[100, "kd"].rank == (4, 4)
+    assert board.spec_digest not in {row.spec_digest for row in board.rows}
+    text = render.boards_markdown([board])
+    assert "budgets mixed (100 steps; 200 steps)" in text
+    assert "| kd | 100 steps |" in text
+    assert "| kd | 200 steps |" in text
+    assert render.MIXED_RULE in text
+    records = boards.records([board])
+    assert {(json.loads(r["limits"])["steps"], r["spec_digest"], r["label"]) for r in records} == {
+        (row.limits["steps"], row.spec_digest, row.label) for row in board.rows
+    }
 
-    assert render.estimate(Estimate(0.93061, 0.9238, 0.9374, 5)) == "0.9306 ± 0.0068"
-    assert render.estimate(Estimate(12.3456, None, None, 1)) == "12.35"
-    assert render.estimate(Estimate(123.4, 100.0, 146.8, 5)) == "123 ± 23"
-    assert render.estimate(Estimate(0.5, 0.5, 0.5, 5)) == "0.5 ± 0"
+
+def test_mixing_joins_nothing_but_budgets(tmp_path: Path) -> None:
+    for changes in ({}, {"limits": {"steps": 5, "tokens": 9}}, {"teacher_seed": 1}, {"scale": "quick"}):
+        put(tmp_path, grid({"kd": [0.5, 0.6]}, spec=make_spec(**changes)))  # type: ignore[arg-type]
+    found = mixed(tmp_path)
+    assert sorted((board.scale, board.teacher_seed, len(board.rows)) for board in found) == [
+        ("cpu", 0, 2), ("cpu", 1, 1), ("quick", 0, 1),
+    ]  # fmt: skip
+    (joined,) = (board for board in found if board.budgets)
+    assert all("other budgets" not in note for board in found for note in board.notes)
+    assert "one of 2 definitions of vision/toy@cpu" in " ".join(joined.notes)
 
 
-def test_hostile_text_is_shown_as_text() -> None:
-    assert render.plain("a\x1b[31mb\nc\r\u202e") == "a\\x1b[31mb\\nc\\r\\u202e"
-    assert "\\|" in render.markdown(["a"], [["x|y"]])
+def test_letters_say_exactly_who_is_separated(tmp_path: Path) -> None:
+    put(tmp_path, grid(SCORES | {"rkd": [0.905, 0.90, 0.90, 0.89, 0.905]}, cost={"test_examples": 500.0}))  # type: ignore[arg-type]
+    (board,) = load(tmp_path)
+    letters = {row.label: row.ties for row in board.rows}
+    assert letters["teacher"] == "a"
+    assert letters["kd"] == letters["rkd"] == "b"
+    assert letters["no_kd"] == "c"
+    assert letters["shaky"] == letters["broken"] == "", "methods with failed jobs rank behind whatever the tests say"
+    assert "methods that share a letter" in " ".join(render.rules(board))
+
+
+def test_large_boards_and_single_seeds_have_no_letters(tmp_path: Path) -> None:
+    scores = {f"m{i:02}": [0.5 + i / 100, 0.51 + i / 100, 0.5 + i / 100] for i in range(boards.LETTERS + 1)}
+    put(tmp_path / "large", grid(scores))
+    (board,) = load(tmp_path / "large")
+    assert all(row.rank is not None and row.ties == "" for row in board.rows)
+    assert "ties" not in render.board_table(board)[0]
+    put(tmp_path / "one", grid({"kd": [0.5], "no_kd": [0.4]}))
+    assert {row.ties for row in load(tmp_path / "one")[0].rows} == {""}
+
+
+def test_what_jobs_spent_is_kept_by_seed(tmp_path: Path) -> None:
+    for seed in range(3):
+        put(tmp_path, make_outcome(make_job("kd", seed), 0.5, cost={"flops": 1e9 * (seed + 1)}))
+    put(tmp_path, make_outcome(make_job("kd", 3), status="failed", cost={"flops": 9e9}))
+    put(tmp_path, make_outcome(make_job("no_kd", 1), 0.5, cost={"aux_steps": 5.0}))
+    (board,) = load(tmp_path)
+    by_label = {row.label: row for row in board.rows}
+    flops, aux = board.meters.index("flops"), board.meters.index("aux_steps")
+    assert by_label["kd"].spent[flops].tolist()[:3] == [1e9, 2e9, 3e9]
+    assert np.isnan(by_label["kd"].spent[flops, 3]), "what a failed job spent is no cost of a result"
+    assert by_label["kd"].costs["flops"] == 2e9
+    assert "aux_steps" not in by_label["kd"].costs
+    assert by_label["no_kd"].spent[aux, 1] == 5.0
+    assert all(row.spent.shape == (len(board.meters), 4) for row in board.rows)
+
+
+def test_a_board_of_failures_alone(tmp_path: Path) -> None:
+    put(tmp_path, grid({"kd": [None, None], "no_kd": [None, None]}))
+    (board,) = load(tmp_path)
+    assert [(row.n_failed, row.rank, row.costs) for row in board.rows] == [(2, None, {}), (2, None, {})]
+    assert render.FAILURE_RULE in render.rules(board)

@@ -91,3 +91,17 @@ def test_shapes_that_differ_are_refused() -> None:
         pareto(np.ones((2, 3)), np.ones((2, 2)), "max")
     with pytest.raises(ValueError, match="both"):
         pareto(np.ones(3), np.ones(3), "max")
+
+
+def test_leaving_out_who_is_beaten_on_every_seed_changes_nothing(monkeypatch):
+    rng = np.random.default_rng(3)
+    for missing in (0.0, 0.1):
+        scores, costs = (rng.random((30, 1)) + 0.1 * rng.random((30, 5)) for _ in range(2))
+        scores[rng.random(scores.shape) < missing] = np.nan
+        fast = pareto(scores, costs, "max", resamples=200)
+        with monkeypatch.context() as patch:
+            patch.setattr("kdbench.leaderboard.pareto._always_beaten", lambda losses, _: np.zeros(len(losses), bool))
+            whole = pareto(scores, costs, "max", resamples=200)
+        assert (fast.on == whole.on).all()
+        np.testing.assert_array_equal(fast.share, whole.share)
+        assert (whole.share == 0).sum() > 5

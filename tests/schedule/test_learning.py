@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from kdbench.history import Experience, Likeness
+from kdbench.history import Experience
 from kdbench.job import Failure, Resources
 from kdbench.schedule.learning import Learning, room_of
 from kdbench.schedule.order import Item, Queue
 from kdbench.schedule.packing import Capacity, Demand, Device
+from kdbench.store.index import Likeness, Taken
 from tests.helpers.outcomes import make_job, make_outcome
 from tests.schedule.fake import Clock, Does, FakeExecutor, fake_loop
 
@@ -116,7 +117,7 @@ def test_more_memory_and_other_times_are_learned_at_once_and_failures_teach_noth
 
 def test_what_is_learned_never_stops_work_that_could_be_tried():
     experience, job = Experience(), make_job()
-    experience.add(Likeness.of(job), "ok", 1.0, {"peak_rss_bytes": 3.0 * GIB})
+    experience.add(Likeness.of(job), "ok", Taken(1.0, 3 * GIB))
     expectation = experience.expect(Likeness.of(job))
     small = lambda demand: "is too large" if demand.memory > 2 * GIB else None  # noqa: E731
     demand, _, reason = room_of(Resources(), Capacity(4.0, (), 8 * GIB), expectation, small)

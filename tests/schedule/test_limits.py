@@ -196,6 +196,15 @@ def test_usage_is_told_once_a_second(sleeper):
     assert set(limits.sample([job], 5.0 + SAMPLE)) == {job.id}
 
 
+def test_a_job_that_has_just_ended_is_not_told_as_one_without_memory(sleeper):
+    ended, _ = sleeper()
+    other, _ = sleeper()
+    ended.process.kill()
+    while ended.process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert set(Limits().sample([ended, other], 5.0)) == {other.id}
+
+
 def test_a_driver_that_fails_is_not_asked_again(sleeper):
     asked = []
 

@@ -17,7 +17,7 @@ import pytest
 
 from kdbench.errors import Problem, UsageError
 from kdbench.job import Run
-from kdbench.store import duck, membership, schema, spool
+from kdbench.store import duck, follow, membership, schema, spool
 from tests.helpers.outcomes import grid, make_job, make_outcome, make_spec, put
 
 
@@ -202,8 +202,8 @@ print(seen, rounds)
 
 
 def test_another_process_reads_while_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duck._Follower, "PAUSE", 0.02)
-    monkeypatch.setattr(duck._Follower, "SHARE", 0.5)
+    monkeypatch.setattr(follow._Follower, "PAUSE", 0.02)
+    monkeypatch.setattr(follow._Follower, "SHARE", 0.5)
     outcomes = grid({"kd": [0.5] * 60})
     put(tmp_path, outcomes[0])
     duck.sync(tmp_path)
@@ -214,7 +214,7 @@ def test_another_process_reads_while_a_run_goes_on(tmp_path: Path, monkeypatch: 
         jobs=[o.job for o in outcomes],
         todo=[o.id for o in outcomes[1:]],
     )
-    store = duck.DuckStore()
+    store = follow.DuckStore()
     with subprocess.Popen(
         [sys.executable, "-c", READER, str(tmp_path), "2.5"], stdout=subprocess.PIPE, text=True
     ) as reader:
@@ -233,10 +233,10 @@ def test_another_process_reads_while_a_run_goes_on(tmp_path: Path, monkeypatch: 
 
 
 def test_the_run_gets_the_stores_failure_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duck._Follower, "PAUSE", 0.01)
+    monkeypatch.setattr(follow._Follower, "PAUSE", 0.01)
     (outcome,) = put(tmp_path, make_outcome(make_job()))
     run = Run(id="r", suites={"toy": [outcome.id]}, results=tmp_path, jobs=[outcome.job], todo=[outcome.id])
-    store = duck.DuckStore()
+    store = follow.DuckStore()
     store.kdbench_run_started(run)
     shutil.rmtree(tmp_path / "store", ignore_errors=True)
     (tmp_path / "store").write_text("")
@@ -248,7 +248,7 @@ def test_the_run_gets_the_stores_failure_at_its_end(tmp_path: Path, monkeypatch:
 def test_a_run_without_work_stores_what_a_killed_one_did_not(tmp_path: Path) -> None:
     outcomes = put(tmp_path, grid({"kd": [0.5]}))
     run = Run(id="r", suites={"second": [outcomes[0].id]}, results=tmp_path, jobs=[outcomes[0].job], todo=[])
-    store = duck.DuckStore()
+    store = follow.DuckStore()
     store.kdbench_run_started(run)
     store.kdbench_run_finished(run, outcomes)
     with duck.connect(tmp_path) as con:  # what is published, with no reader that brings it up to date
@@ -285,3 +285,36 @@ def test_leaderboard_view_agrees_with_the_statistics_module(tmp_path: Path) -> N
             assert row.score is not None
             expected = [row.score.mean, row.score.low, row.score.high, row.score.n, row.n_failed]
             assert view[row.label] == pytest.approx(expected)
+
+
+def older(results: Path) -> None:
+    """Make the store what kdbench wrote before: another version, without the views of today."""
+    for path in (duck.writer_path(results), duck.published_path(results)):
+        with duckdb.connect(str(path)) as con:
+            for view in schema.VIEWS:
+                con.execute(f"DROP VIEW {view.name}")
+            con.execute("UPDATE store.meta SET value = '1' WHERE key = 'schema'")
+
+
+def test_a_store_of_the_version_before_is_made_anew_for_whoever_asks(tmp_path: Path) -> None:
+    put(tmp_path, grid({"kd": [0.5, 0.6]}))
+    duck.sync(tmp_path)
+    older(tmp_path)
+    assert rows(tmp_path, "SELECT count(*) FROM pairwise") == [(0,)]
+    assert rows(tmp_path, "SELECT count(*) FROM jobs") == [(2,)]
+    assert list(tmp_path.rglob("*.damaged-*")) == []
+
+
+def test_a_store_of_the_version_before_on_a_disk_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    put(tmp_path, grid({"kd": [0.5, 0.6]}))
+    duck.sync(tmp_path)
+    older(tmp_path)
+    before = duck.published_path(tmp_path).read_bytes()
+    monkeypatch.setattr(duck, "writing", refuse)
+    assert rows(tmp_path, "SELECT count(*) FROM jobs") == [(2,)]
+    assert duck.published_path(tmp_path).read_bytes() == before
