@@ -24,6 +24,9 @@ LONGEST_NAME = 250
 
 JOB, CONTENT, TOKEN, STATUS = "kdbench.job", "kdbench.content", "kdbench.token", "kdbench.status"
 
+FINAL = 0
+"""Step of values that are measured once: MLflow draws those as bars, run beside run, and any other as a line."""
+
 _NOT_IN_NAMES = re.compile(r"[^\w\-. /:]")
 _STATES = {"ok": "FINISHED", "interrupted": "KILLED"}
 
@@ -55,11 +58,10 @@ def describe(
     ``content`` is the digest of its file, by which it is known again; ``token`` names this attempt to send it.
     """
     job = outcome.job
-    step = int(outcome.cost.get("steps", 0))
     final = {**outcome.metrics, **outcome.extra, **{f"cost/{name}": value for name, value in outcome.cost.items()}}
     if outcome.headline is not None:
         final = {"headline": outcome.headline, **final}
-    points = [(name, value, step) for name, value in _named(final).items()]
+    points = [(name, value, FINAL) for name, value in _named(final).items()]
     points += _points(curve)
     odd = [f"{name}={value}" for name, value, _ in points if not math.isfinite(value)]
     tags = {

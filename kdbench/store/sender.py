@@ -38,6 +38,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 """Of a process that sends, where the user has not set them."""
+TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Of an experiment: MLflow shows its runs as those of training models, not as conversations."""
 PER_CALL = 1000
 """Metrics in one request: MLflow's limit."""
 PARAMS_PER_CALL = 100
@@ -227,7 +229,7 @@ class Sender:
         from mlflow.exceptions import MlflowException
 
         try:
-            self.client.create_experiment(_title(suite), artifact_location=self._artifacts())
+            self.client.create_experiment(_title(suite), artifact_location=self._artifacts(), tags=TRAINING)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
                 raise

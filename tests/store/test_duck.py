@@ -192,7 +192,7 @@ from pathlib import Path
 from kdbench.store import duck
 seen, rounds, end = 0, 0, time.monotonic() + float(sys.argv[2])
 print("ready", flush=True)
-while time.monotonic() < end:
+while seen < int(sys.argv[3]) and time.monotonic() < end:
     with duck.connect(Path(sys.argv[1])) as con:
         jobs, metrics = con.execute("SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM metrics)").fetchone()
     assert jobs >= seen and metrics == 2 * jobs, (seen, jobs, metrics)
@@ -216,7 +216,7 @@ def test_another_process_reads_while_a_run_goes_on(tmp_path: Path, monkeypatch: 
     )
     store = follow.DuckStore()
     with subprocess.Popen(
-        [sys.executable, "-c", READER, str(tmp_path), "2.5"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", READER, str(tmp_path), "60", "60"], stdout=subprocess.PIPE, text=True
     ) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"

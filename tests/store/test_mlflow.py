@@ -205,7 +205,7 @@ def test_a_run_has_what_people_filter_by(tmp_path: Path) -> None:
     assert data.tags["kdbench.not_finite"] == "bad=nan, curve/loss=inf"
     assert data.tags["mlflow.source.git.commit"] == "abc123"
     assert "kdbench.error" not in data.tags
-    assert data.metrics[:3] == [("headline", 0.75, 100), ("top1", 0.75, 100), ("nll", 0.25, 100)]
+    assert data.metrics[:3] == [("headline", 0.75, 0), ("top1", 0.75, 0), ("nll", 0.25, 0)]
     names = {name for name, _, _ in data.metrics}
     assert {"a_b", "a_b_2", "up/x", "_", "cost/steps", "curve/loss", "curve/l_ss"} <= names
     assert [point for point in data.metrics if point[0].startswith("curve/")] == [

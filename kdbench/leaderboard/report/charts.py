@@ -106,7 +106,7 @@ def quality_cost(board: Board, fronts: Mapping[str, Front], href: Callable[[Row]
             share = float(front.share[index])
             record["x"].append(rounded(amount.mean) if amount is not None and math.isfinite(amount.mean) else None)
             record["front"].append(int(front.on[index]))
-            record["share"].append(rounded(share, 3) if math.isfinite(share) else None)
+            record["share"].append(f"{share:.0%}" if math.isfinite(share) else "takes no part")
         rows.append(record)
     specs = {}
     for number, cost in enumerate(fronts):
@@ -195,8 +195,8 @@ def _scatter(kind: Kind, ranked: bool) -> Spec:
         href="href:N",
         stroke=colour,
         fill=colour,
-        fillOpacity=alt.condition("isValid(datum.failed)", alt.value(0), alt.value(0.75)),
-        tooltip=[*hint, alt.Tooltip("share:Q", title="on the front", format=".0%")] if ranked else hint,
+        fillOpacity=alt.condition("datum.failed > 0", alt.value(0), alt.value(0.75)),
+        tooltip=[*hint, alt.Tooltip("share:N", title="on the front")] if ranked else hint,
     )
     bars = base.mark_rule(color=_MUTED, opacity=0.6).encode(y=alt.Y("low:Q", title=_SCORE), y2="high:Q")
     layers: list[Any] = [bars, points]
@@ -237,8 +237,8 @@ def _forest(gap: bool) -> Spec:
     points = base.mark_point(size=50, fill=_ACCENT, stroke=_ACCENT, strokeWidth=1.5).encode(
         x=x,
         href="href:N",
-        fillOpacity=alt.condition("isValid(datum.failed)", alt.value(0), alt.value(1)),
-        tooltip=_hint(),
+        fillOpacity=alt.condition("datum.failed > 0", alt.value(0), alt.value(1)),
+        tooltip=_hint()[:-1] if gap else _hint(),
     )
     layers: list[Any] = [bars, points]
     if gap:
@@ -258,11 +258,18 @@ def curves(frame: pd.DataFrame, points: int = POINTS) -> Curves:
     if points < 2:
         raise ValueError(f"a curve has at least its first and last point, not {points}")
     finite = frame[np.isfinite(frame[["value", "low", "high"]].to_numpy(dtype=np.float64)).all(axis=1)]
+    # lists, as a page may have hundreds of short lines: cutting a frame takes a hundred times as long
+    columns = {name: finite[name].tolist() for name in finite.columns}
+    lines: dict[tuple[str, str, str], list[int]] = {}
+    for position, key in enumerate(zip(columns["spec_digest"], columns["metric"], columns["label"], strict=True)):
+        lines.setdefault(key, []).append(position)
     found: dict[tuple[str, str], list[Record]] = {}
-    for (spec_digest, metric, label), line in finite.groupby(["spec_digest", "metric", "label"], sort=True):
-        kept = line.iloc[np.unique(np.linspace(0, len(line) - 1, min(points, len(line))).round().astype(int))]
-        record: Record = {"name": plain(str(label)), "step": kept["step"].tolist(), "seeds": kept["seeds"].tolist()}
-        record |= {column: [rounded(value, 4) for value in kept[column]] for column in ("value", "low", "high")}
+    for (spec_digest, metric, label), kept in sorted(lines.items()):
+        if len(kept) > points:
+            kept = [kept[index] for index in np.unique(np.linspace(0, len(kept) - 1, points).round().astype(int))]
+        record: Record = {"name": plain(str(label))}
+        record |= {name: [columns[name][index] for index in kept] for name in ("step", "seeds")}
+        record |= {name: [rounded(columns[name][index], 4) for index in kept] for name in ("value", "low", "high")}
         found.setdefault((str(spec_digest), str(metric)), []).append(record)
     ordered = dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1] != "loss", item[0][1])))
     several = any(len(lines) > 1 for lines in ordered.values())
@@ -311,7 +318,7 @@ def _scored(board: Board, row: Row, name: str, href: str) -> Record | None:
     if row.score is None or not math.isfinite(row.score.mean):
         return None
     record = {"name": name, "href": href} | _estimated(row.score, factor_of(board))
-    return record if row.complete else record | {"failed": row.n_failed}
+    return record | {"failed": 0 if row.complete else max(row.n_failed, 1)}
 
 
 def _estimated(value: Estimate, factor: float) -> Record:

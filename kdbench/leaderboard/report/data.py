@@ -180,6 +180,8 @@ def _curves(con: duckdb.DuckDBPyConnection, where: str, values: list[str]) -> di
         "ORDER BY method, task, spec_digest, label, metric, step",
         [*values, CURVE_POINTS - 1],
     ).df()
+    # texts as objects of Python: columns of Arrow are slow to go through, which the charts do for each method
+    frame = frame.astype(dict.fromkeys(("method", "spec_digest", "task", "label", "metric"), object))
     return {str(method): part.drop(columns="method") for method, part in frame.groupby("method", sort=False)}
 
 

@@ -138,7 +138,6 @@
   const TEXT = { labelColor: "currentColor", titleColor: "currentColor", titleFontWeight: "normal", titleLimit: 300 };
   const CONFIG = {
     background: "transparent",
-    font: "inherit",
     axis: { ...LINE, ...TEXT, gridColor: "currentColor", labelFontSize: 11, titleFontSize: 12 },
     legend: { ...TEXT },
     view: { stroke: null },
@@ -163,7 +162,7 @@
     const made = await vegaEmbed(plot, spec, {
       actions: false,
       ast: true, // expressions are interpreted: the page's policy does not allow code out of strings
-      config: CONFIG,
+      config: { ...CONFIG, font: getComputedStyle(figure).fontFamily }, // by name: room for texts is measured with it
       defaultStyle: false, // and no inline styles: see charts.css
       renderer: "svg",
       tooltip: { disableDefaultStyle: true },
