@@ -22,26 +22,10 @@ import typer
 from measure import Failed
 from rich.console import Console
 from rich.table import Table
-from scheduler import machine
+from scheduler import Row, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 KB, MB = 1e3, 1e6
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured quantity."""
-
-    name: str
-    value: float
-    unit: str
-    limit: float | None = None
-    """What it should stay below."""
-    detail: str = ""
-
-    @property
-    def met(self) -> bool:
-        return self.limit is None or self.value < self.limit
 
 
 @dataclass(frozen=True)
@@ -84,12 +68,12 @@ def rows(folder: Path, sizes: tuple[int, int, int]) -> Iterator[Row]:
     yield Row("filling the store (not part of the build)", time.process_time() - started, "s CPU", detail=what)
     done = spent([measure.script("kdbench"), "report", "--results", str(results), "--out", str(out)])
     pages = _sizes(out, "*.html")
-    yield Row("building the site", done.cpu, "s CPU", 30.0, f"{len(pages)} pages; {done.wall:.1f} s wall clock")
+    yield Row("building the site", done.cpu, "s CPU", 30.0, detail=f"{len(pages)} pages; {done.wall:.1f} s wall clock")
     yield Row("peak of memory", done.peak / MB, "MB")
-    yield Row("largest page", pages[0][0] / KB, "kB", 300.0, pages[0][1])
+    yield Row("largest page", pages[0][0] / KB, "kB", 300.0, detail=pages[0][1])
     data = _sizes(out / "assets" / "data", "*")
     if data:
-        yield Row("largest file of data", data[0][0] / KB, "kB", 1000.0, f"{len(data)} files")
+        yield Row("largest file of data", data[0][0] / KB, "kB", 1000.0, detail=f"{len(data)} files")
     shared = [size for size, name in _sizes(out / "assets", "*") if not name.startswith("data/")]
     yield Row("shared scripts and styles", sum(shared) / KB, "kB", detail=f"{len(shared)} files")
     yield Row("whole site", sum(size for size, _ in _sizes(out, "*")) / MB, "MB")
