@@ -126,10 +126,10 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "    task.fit(student, loss)",
         "    task.fit(student, loss)\n    task.phase = 'evaluate'\n    task.score(student)\n    task.phase = 'train'",
     ),
-    "threads": (
+    "settings": (
         "no state left",
         "    student = task.student()\n",
-        "    import torch\n\n    torch.set_num_threads(2)\n    student = task.student()\n",
+        "    import torch\n\n    torch.use_deterministic_algorithms(False)\n    student = task.student()\n",
     ),
     "environment": (
         "no state left",
@@ -165,7 +165,7 @@ def findings(path: Path, folder: Path) -> dict[str, Finding]:
 
 
 def test_a_sound_method_passes_every_check(tmp_path):
-    found = findings(write(tmp_path / "sound.py", SOUND.replace("{slug}", "sound")), tmp_path / "jobs")
+    found = findings(write(tmp_path / "sound.py", SOUND.replace("{slug}", "sound")), tmp_path / "runs")
     assert [item for item in found.values() if item.state == "failed"] == []
     assert list(found) == list(CHECKS)
 
@@ -178,7 +178,7 @@ def test_the_kit_names_what_is_wrong_and_what_to_change(fault, tmp_path, monkeyp
         old, new.replace("{elsewhere!r}", repr(str(tmp_path / "left.txt")))
     )
     monkeypatch.setenv("LEFT", "before")
-    found = findings(write(tmp_path / "faulty.py", text), tmp_path / "jobs")
+    found = findings(write(tmp_path / "faulty.py", text), tmp_path / "runs")
     assert found[check].state == "failed", found
     assert found[check].message
     assert found[check].advice
@@ -217,10 +217,10 @@ def test_the_command_prints_every_check_and_its_exit_code_tells(tmp_path):
 
 def test_pytest_runs_the_checks_of_a_method(pytester, tmp_path):
     faulty = write(tmp_path / "faulty.py", SOUND.replace("{slug}", "faulty").replace("ge=0, le=1, ", ""))
-    result = pytester.runpytest_subprocess(f"--kdbench-method={faulty}", "-rs", "-p", "kdbench.conformance.plugin")
+    result = pytester.runpytest_subprocess(f"--kdbench-method={faulty}", "-rs")
     result.assert_outcomes(passed=len(CHECKS) - 2, failed=1, skipped=1)
     result.stdout.fnmatch_lines(["*the parameter weight has no bounds*", "*what to change:*"])
-    missing = pytester.runpytest_subprocess("--kdbench-method=nothing", "-p", "kdbench.conformance.plugin")
+    missing = pytester.runpytest_subprocess("--kdbench-method=nothing")
     assert missing.ret == pytest.ExitCode.USAGE_ERROR
     missing.stderr.fnmatch_lines(["*there is no method 'nothing'*"])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,14 +41,13 @@ def conformance(
     from kdbench.conformance.checks import examine
     from kdbench.conformance.evidence import Evidence, smallest_task
 
-    logging.getLogger("kdbench.training").setLevel(logging.ERROR)  # that jobs go on from checkpoints is tried here
     reports: list[dict[str, Any]] = []
     for method in chosen:
         spec = smallest_task(registry, method, task)
         if not as_json:
             typer.echo(typer.style(f"{method.key} on {spec.name}@{spec.scale}", bold=True))
         findings = []
-        with TemporaryDirectory(prefix="kdbench-") as folder:
+        with TemporaryDirectory(prefix="kdbench-") as folder, _quiet():
             for found in examine(Evidence(registry, method, spec, Path(folder))):
                 findings.append(found)
                 if not as_json:
@@ -61,6 +62,18 @@ def conformance(
         print_json(reports)
     if any(found["state"] == "failed" for report in reports for found in report["findings"]):
         raise typer.Exit(ExitCode.FAILED)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings that jobs go on from checkpoints, which is tried here."""
+    logger = logging.getLogger("kdbench.training")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _show(check: str, state: str, message: str, advice: str) -> None:

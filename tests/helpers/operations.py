@@ -25,7 +25,8 @@ from typing import Any
 from kdbench.errors import UsageError
 from kdbench.registry import discover
 from kdbench.schedule import session
-from kdbench.store import duck, schema, spool
+from kdbench.store import duck, spool
+from tests.helpers.scenes import dump
 from tests.toytrack import EXTENSION, write_method
 
 TAKES = {"open", "os.mkdir", "os.rename"}
@@ -208,16 +209,11 @@ def check(stage: Stage, before: dict[str, spool.Stamp], *, stores: bool) -> int:
         return 0
     page = results / "leaderboards" / "s.md"
     assert duck.state_of(page) == duck.state_of(duck.published_path(results)), "the page shows another state"
-    stored = _stored(results)
+    stored = dump(results)
     assert [row[:1] for row in stored["jobs"]] == [(id,) for id in sorted(after)]
     duck.rebuild(results)
-    assert stored == _stored(results), "a store that was made anew differs"
+    assert stored == dump(results), "a store that was made anew differs"
     return 0
-
-
-def _stored(results: Path) -> dict[str, list[Any]]:
-    with duck.connect(results) as con:
-        return {name: con.execute(f"SELECT * FROM store.{name} ORDER BY ALL").fetchall() for name in schema.TABLES}
 
 
 def strike_at_each(stage: Stage, kind: str, first: int, step: int) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Disk:
 def disk(tmp_path):
     if shutil.which("unshare") is None or shutil.which("nsenter") is None:
         pytest.skip("unshare and nsenter of util-linux are needed to mount a small file system")
-    made = Disk(tmp_path / "disk", "12m")
+    made = Disk(tmp_path / "disk", "24m")
     if not made.mounted:
         made.close()
         pytest.skip("this system does not let its users mount a file system in a namespace of their own")
