@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run test browser test-full lint format teachers clean
+.PHONY: help run test browser test-full docs lint format teachers clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ browser: .venv/dev  ## the tests of the site's pages; they need Chromium (KDBENC
 test-full: .venv/dev  ## the tests and the larger checks (minutes)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --full
 
+docs: .venv/dev  ## the documentation, as pages in docs/_build/html
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html docs docs/_build/html
+
 lint: .venv/dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,5 +51,5 @@ teachers: .venv/run  ## train the shipped teachers anew (minutes)
 	$(BIN)/python -m kdbench.training.packs
 
 clean:  ## remove the environment and what tools left; results stay
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist docs/_build docs/methods .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

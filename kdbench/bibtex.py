@@ -30,7 +30,8 @@ def bibliography(cards: Iterable[Card]) -> str:
             continue
         try:
             name, entry = _entry(card)
-            parts.append(BibliographyData({name: entry}).to_string("bibtex"))
+            # its own to_string asks the metadata of every installed package for a writer
+            parts.append(bibtex.Writer().to_string(BibliographyData({name: entry})))
         except (PybtexError, bibtex.BibTeXError) as error:
             raise UsageError(f"cannot be written as BibTeX: {error}", place=card.key) from error
     return "\n".join(parts)

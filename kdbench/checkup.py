@@ -27,6 +27,7 @@ EXTRAS = {
     "bench": "benchmarks/scheduler.py beside other schedulers",
     "data": "tasks with real pictures and pretrained teachers",
     "dev": "tests and linters of kdbench itself",
+    "docs": "the pages of docs/, with make docs",
     "gpu": "memory and other users of NVIDIA GPUs, without starting CUDA",
     "ray": "executor: ray",
     "report": "kdbench report",

@@ -24,3 +24,5 @@ class Track:
     """Modules that workers import once."""
     packs: Path | None = None
     """Folder of shipped, content-addressed cache entries (teachers, teacher outputs)."""
+    templates: Path | None = None
+    """Folder of Jinja templates from which ``kdbench new`` writes methods (:mod:`kdbench.scaffold`)."""

@@ -301,14 +301,14 @@ def _description(model: Any, loc: Sequence[str | int]) -> str:
     owner, _ = _field(model, loc[:-1])
     for branch, _ in _branches(owner):
         if _is_model(branch):
-            text = _docstrings(branch).get(str(loc[-1]), "")
+            text = docstrings(branch).get(str(loc[-1]), "")
             if text:
                 return text.strip().splitlines()[0].rstrip(".").replace("``", "'")
     return ""
 
 
 @cache
-def _docstrings(model: type) -> dict[str, str]:
+def docstrings(model: type) -> dict[str, str]:
     """The texts below a model's fields, by field; empty for a model without source.
 
     pydantic would read them for every model that is defined, which takes more time than all the rest of a command.

@@ -40,7 +40,11 @@ def test_every_command_shown_exists_with_its_options(command: str):
     words = shlex.split(command)
     verbs = typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]
     assert words[1] in verbs
-    known = {option for parameter in verbs[words[1]].params for option in parameter.opts}
+    verb = verbs[words[1]]
+    while hasattr(verb, "commands"):
+        words = words[1:]
+        verb = verb.commands[words[1]]
+    known = {option for parameter in verb.params for option in parameter.opts}
     assert {word for word in words[2:] if word.startswith("--")} <= known
 
 

@@ -25,6 +25,7 @@ VERBS = (
     "claims",
     "report",
     "exchange",
+    "new",
     "conformance",
     "help",
     "sync",

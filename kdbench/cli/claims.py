@@ -49,7 +49,10 @@ def claims(
     as_json: Json = False,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """Say which claims of papers are reproduced, not reproduced or undecided, and with --run make what is missing."""
+    """Say which claims of papers are reproduced, not reproduced or undecided, and with --run make what is missing.
+
+    Example: kdbench claims taid --run --seeds 5
+    """
     from kdbench.leaderboard.claims import conclude, load_claims
     from kdbench.store import duck
 

@@ -25,15 +25,18 @@ def register(app: typer.Typer) -> None:
 
 def export(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New, empty, or an earlier export.")],
-    format: Annotated[Literal["parquet", "csv"], typer.Option("--format", "-f")] = "parquet",
+    format: Annotated[Literal["parquet", "csv"], typer.Option("--format", "-f", help="Of the files.")] = "parquet",
     suite: Annotated[str | None, typer.Option("--suite", metavar="NAME", help="Jobs of this suite only.")] = None,
-    track: Annotated[str | None, typer.Option("--track", metavar="NAME")] = None,
+    track: Annotated[str | None, typer.Option("--track", metavar="NAME", help="Jobs of this track only.")] = None,
     task: Annotated[
         str | None, typer.Option("--task", metavar="TASK", help="track/name or name, with @scale for one.")
     ] = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """Write results as one file per table, for other programs and for another machine's import."""
+    """Write results as one file per table, for other programs and for another machine's import.
+
+    Example: kdbench export exported --suite quickstart
+    """
     from kdbench.leaderboard.selection import Selection, suite_name
     from kdbench.quantities import show_bytes
     from kdbench.store import export as exports
@@ -55,7 +58,10 @@ def import_(
     as_json: Json = False,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """Take over the results of another machine: jobs that are missing here, or failed here and not there."""
+    """Take over the results of another machine: jobs that are missing here, or failed here and not there.
+
+    Example: kdbench import exported
+    """
     from kdbench.store import exchange
 
     problems: list[Problem] = []

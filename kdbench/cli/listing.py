@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdbench.cli.common import Json, Plugins, open_registry, print_json, shown, table
-from kdbench.errors import UsageError, did_you_mean
+from kdbench.cli.common import (
+    DEFAULT_RESULTS,
+    Json,
+    Plugins,
+    Results,
+    complain,
+    open_registry,
+    print_json,
+    shown,
+    table,
+)
+from kdbench.errors import Problem, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from kdbench.discovery.records import Broken, Method
+    from kdbench.leaderboard.brief import Brief
     from kdbench.registry import Registry
 
 Names = Annotated[
@@ -37,18 +49,23 @@ def methods(
     ] = None,
     plugin: Plugins = None,
     as_json: Json = False,
+    results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """List methods, or show some in full."""
+    """List methods, or show some in full, with what became of their claims and their best results so far.
+
+    Example: kdbench methods --search contrastive --track llm
+    """
     registry = open_registry(plugin, warn=False)
     _require_track(registry, track)
     asked = _asked(names)
     if asked:
         found = [registry.method(name, track) for name in asked]
+        briefs = _briefs(registry, found, results)
         if as_json:
-            print_json([_method_data(method) for method in found])
+            print_json([_method_in_full(method, briefs.get(method.key)) for method in found])
             return
         for method in found:
-            _show_method(registry, method)
+            _show_method(registry, method, briefs.get(method.key))
         return
     chosen = [method for method in registry.methods.values() if _matches(method, track, tag or (), search)]
     if as_json:
@@ -83,7 +100,10 @@ def tasks(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """List tasks, or show some (NAME or NAME@SCALE) in full."""
+    """List tasks, or show some (NAME or NAME@SCALE) in full.
+
+    Example: kdbench tasks digits-gap@quick
+    """
     registry = open_registry(plugin, warn=False)
     _require_track(registry, track)
     asked = _asked(names)
@@ -125,7 +145,10 @@ def tasks(
 
 
 def tracks(plugin: Plugins = None, as_json: Json = False) -> None:
-    """List tracks, the families of tasks."""
+    """List tracks, the families of tasks.
+
+    Example: kdbench tracks
+    """
     registry = open_registry(plugin, warn=False)
     entries = registry.tasks()
     rows = [
@@ -147,7 +170,10 @@ def tracks(plugin: Plugins = None, as_json: Json = False) -> None:
 
 
 def suites(plugin: Plugins = None, as_json: Json = False) -> None:
-    """List the suites that check, plan and run find by name."""
+    """List the suites that check, plan and run find by name.
+
+    Example: kdbench suites
+    """
     from kdbench.yamlio import load
 
     registry = open_registry(plugin, warn=False)
@@ -198,7 +224,42 @@ def _method_data(method: Method) -> dict[str, Any]:
     return {"kind": type(method.card).__name__.lower(), **asdict(method)}
 
 
-def _show_method(registry: Registry, method: Method) -> None:
+def _method_in_full(method: Method, brief: Brief | None) -> dict[str, Any]:
+    from kdbench.docstrings import mechanism
+
+    return {
+        **_method_data(method),
+        "mechanism": mechanism(method.doc),
+        "verdicts": [
+            {"scale": found.scale, "verdict": found.verdict, "findings": dict(found.counts)}
+            for found in (brief.conclusions if brief else ())
+        ],
+        "best": [best.record() for best in (brief.best if brief else ())],
+    }
+
+
+def _briefs(registry: Registry, methods: Sequence[Method], results: Path) -> dict[str, Brief]:
+    """What the results say about each method; nothing where there are none, or where they cannot be read."""
+    from kdbench.store import spool
+
+    if not any((folder / spool.OUTCOME).exists() for folder in spool.iter_folders(results)):
+        return {}
+    from kdbench.leaderboard.brief import brief
+    from kdbench.store import duck
+
+    problems: list[Problem] = []
+    try:
+        found = duck.query(results, lambda con: {m.key: brief(con, registry, m.key) for m in methods}, problems)
+    except UsageError as error:
+        problems, found = error.problems, {}
+    for problem in problems:
+        complain("warning", problem)
+    return found
+
+
+def _show_method(registry: Registry, method: Method, brief: Brief | None) -> None:
+    from kdbench.docstrings import mechanism
+
     card = asdict(method.card)
     claims = card.pop("claims")
     _heading(method.key, card.pop("title"))
@@ -212,19 +273,36 @@ def _show_method(registry: Registry, method: Method) -> None:
     _fact("source", f"{method.source}, {shown(str(method.path))}")
     _fact("imports", ", ".join(method.imports))
     if method.doc:
-        typer.echo("\n" + "\n".join(f"  {line}".rstrip() for line in method.doc.strip().splitlines()))
+        lines = mechanism(method.doc).splitlines()
+        typer.echo("\n" + "\n".join(line for text in lines for line in _wrapped(text)))
     if method.fields:
         typer.echo()
         table(
             ("parameter", "type", "default", "range", "meaning"),
             [(f.name, f.annotation, repr(f.default), _range(f.bounds), f.description) for f in method.fields],
         )
-    for claim in claims:
-        typer.echo(
-            f"\n  claim: {claim['subject']} is {claim['kind']} to {claim['reference']} in {claim['metric']}", nl=False
-        )
-        typer.echo(f" on {', '.join(claim['tasks'])}, margin {claim['margin']:g}. {claim['note']}".rstrip())
+    if claims:
+        typer.echo()
+        for claim in claims:
+            sides = f"{_side(claim['subject'])} is {claim['kind']} to {_side(claim['reference'])}"
+            margin = f", margin {claim['margin']:g}" if claim["margin"] else ""
+            where = f"in {claim['metric']} on {', '.join(claim['tasks'])}{margin}"
+            _fact("claim", f"{sides} {where}. {claim['note']}".rstrip())
+        status = (brief and brief.claims()) or "not checked yet"
+        _fact("so far", f"{status}; kdbench claims {method.key} has the numbers, --run makes what is missing")
+    if brief and brief.best:
+        columns, rows, right = brief.table()
+        typer.echo()
+        table(columns, rows, title="  best results so far", right=right)
     typer.echo()
+
+
+def _side(side: Any) -> str:
+    """A subject or a reference of a claim: ``taid``, ``taid(adaptive=False)``, ``0.5``."""
+    if not isinstance(side, dict):
+        return str(side)
+    params = ", ".join(f"{name}={value!r}" for name, value in side.get("params", {}).items())
+    return f"{side['method']}({params})" if params else str(side["method"])
 
 
 def _range(bounds: dict[str, Any]) -> str:
@@ -239,13 +317,18 @@ def _heading(name: str, title: str) -> None:
 
 def _fact(name: str, value: str) -> None:
     if value:
-        lines = wrap(
-            value,
-            width=max(get_terminal_size().columns, 60),
-            initial_indent=f"  {name:<12}",
-            subsequent_indent=" " * 14,
-        )
-        typer.echo("\n".join(lines))
+        typer.echo("\n".join(_wrapped(value, f"  {name:<12}", " " * 14)))
+
+
+def _wrapped(text: str, first: str = "  ", rest: str = "  ") -> list[str]:
+    """Lines of a text within the width of the terminal."""
+    return wrap(
+        text,
+        width=max(get_terminal_size().columns, 60),
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_on_hyphens=False,
+    )
 
 
 def _outline(data: dict[str, Any], indent: int = 2) -> None:

@@ -20,7 +20,8 @@ def register(app: typer.Typer) -> None:
     """Add the verbs of this module."""
     app.command()(rebuild)
     app.command()(gc)
-    cache = typer.Typer(help="Teachers and their outputs that were made once: list, move, check.", no_args_is_help=True)
+    about = "Teachers and their outputs that were made once: list, move, check.\n\nExample: kdbench cache list"
+    cache = typer.Typer(help=about, no_args_is_help=True)
     cache.command("list")(cache_list)
     cache.command("export")(cache_export)
     cache.command("import")(cache_import)
@@ -29,7 +30,10 @@ def register(app: typer.Typer) -> None:
 
 
 def rebuild(results: Results = DEFAULT_RESULTS) -> None:
-    """Make the DuckDB store anew from the spool."""
+    """Make the DuckDB store anew from the spool.
+
+    Example: kdbench rebuild --results results
+    """
     from kdbench.errors import UsageError
     from kdbench.store import duck
 
@@ -55,7 +59,10 @@ def gc(
     cache: Folder = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """Free the disk: interrupted jobs, states of old runs, temporary and damaged files, old cache. Never outcomes."""
+    """Free the disk: interrupted jobs, states of old runs, temporary and damaged files, old cache. Never outcomes.
+
+    Example: kdbench gc --older-than 1d --max-cache 5GiB
+    """
     from kdbench.errors import Problem, UsageError
     from kdbench.paths import cache_root
     from kdbench.quantities import byte_size, duration, show_bytes
@@ -80,7 +87,10 @@ def gc(
 
 
 def cache_list(cache: Folder = None, as_json: Json = False) -> None:
-    """Entries of the cache, the most recently used first."""
+    """Entries of the cache, the most recently used first.
+
+    Example: kdbench cache list
+    """
     from kdbench.cache import Cache
     from kdbench.quantities import show_bytes, show_duration
 
@@ -124,7 +134,10 @@ def cache_export(
     kind: Annotated[list[str] | None, typer.Option("--kind", help="This kind only; may be given again.")] = None,
     cache: Folder = None,
 ) -> None:
-    """Write entries into one file, for another machine's cache import."""
+    """Write entries into one file, for another machine's cache import.
+
+    Example: kdbench cache export teachers.tar
+    """
     from kdbench.paths import cache_root
     from kdbench.quantities import show_bytes
     from kdbench.store import packs
@@ -137,7 +150,10 @@ def cache_import(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="Tar file of cache export, or a folder of entries.")],
     cache: Folder = None,
 ) -> None:
-    """Take over entries that another machine exported; each is checked against its digests."""
+    """Take over entries that another machine exported; each is checked against its digests.
+
+    Example: kdbench cache import teachers.tar
+    """
     from kdbench.cache import Cache
     from kdbench.store import packs
 
@@ -151,7 +167,10 @@ def cache_import(
 
 
 def cache_verify(cache: Folder = None) -> None:
-    """Read every entry and compare it with its digests; damaged ones are made anew when they are needed."""
+    """Read every entry and compare it with its digests; damaged ones are made anew when they are needed.
+
+    Example: kdbench cache verify
+    """
     from kdbench.errors import Problem
     from kdbench.paths import cache_root
     from kdbench.store import packs

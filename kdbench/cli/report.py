@@ -28,7 +28,10 @@ def report(
     as_json: Json = False,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """Write the results as a static site: boards, charts, methods, claims and failures, readable without a network."""
+    """Write the results as a static site: boards, charts, methods, claims and failures, readable without a network.
+
+    Example: kdbench report --out site
+    """
     from kdbench.leaderboard.report.site import build
     from kdbench.leaderboard.selection import Selection
     from kdbench.quantities import show_bytes

@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 def leaderboard(
     suite: Annotated[str | None, typer.Option("--suite", metavar="NAME", help="Jobs of this suite only.")] = None,
-    track: Annotated[str | None, typer.Option("--track", metavar="NAME")] = None,
+    track: Annotated[str | None, typer.Option("--track", metavar="NAME", help="Jobs of this track only.")] = None,
     task: Task = None,
     metric: Metric = None,
     by: Annotated[
@@ -52,7 +52,10 @@ def leaderboard(
     output: Output = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """Compare methods: one table per task, with intervals, ranks, gap closed and costs."""
+    """Compare methods: one table per task, with intervals, ranks, gap closed and costs.
+
+    Example: kdbench leaderboard --track vision --overall
+    """
     from kdbench.leaderboard import boards, fronts, render
     from kdbench.leaderboard.selection import suite_name
     from kdbench.store import duck
@@ -166,7 +169,10 @@ def compare(
     as_json: Json = False,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """Compare two methods in pairs: over seeds, and over the examples of the test set."""
+    """Compare two methods in pairs: over seeds, and over the examples of the test set.
+
+    Example: kdbench compare kd_fkl taid --task llm/text
+    """
     from kdbench.leaderboard import comparison, render
 
     problems: list[Problem] = []
@@ -218,7 +224,10 @@ def sql(
     ] = 60,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """Query the results with SQL, read-only: the views jobs, metrics, costs, curves, leaderboard, tasks and suites."""
+    """Query the results with SQL, read-only: the views jobs, metrics, costs, curves, leaderboard, tasks and suites.
+
+    Example: kdbench sql "SELECT method, avg(score) FROM jobs GROUP BY ALL"
+    """
     from kdbench.leaderboard import render
     from kdbench.store import sql as queries
 
@@ -241,7 +250,10 @@ def _cell(value: object) -> object:
 
 
 def show(id: Id, as_json: Json = False, results: Results = DEFAULT_RESULTS) -> None:
-    """Everything about one job: what it was, what it measured, what it cost, and why it failed."""
+    """Everything about one job: what it was, what it measured, what it cost, and why it failed.
+
+    Example: kdbench show 3f2a
+    """
     from kdbench.leaderboard.render import compact
     from kdbench.quantities import show_duration
     from kdbench.store import spool

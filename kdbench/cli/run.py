@@ -62,6 +62,8 @@ def run(
     """Run what is missing of suites. Exit code 0: every job is ok; 1: some failed; 2: bad input; 130: Ctrl-C.
 
     Several suites share the machine fairly, and jobs that they have in common run once.
+
+    Example: kdbench run suites/quickstart.yaml --workers 2
     """
     from kdbench.schedule.console import Console
     from kdbench.schedule.session import execute, plan_run

@@ -47,7 +47,10 @@ def register(app: typer.Typer) -> None:
 
 
 def check(suite: SuiteName, results: Results = DEFAULT_RESULTS, plugin: Plugins = None, as_json: Json = False) -> None:
-    """Resolve everything that a suite names, without running it: exit code 2 with every problem found."""
+    """Resolve everything that a suite names, without running it: exit code 2 with every problem found.
+
+    Example: kdbench check my.yaml
+    """
     found, problems = _planned(suite, results, plugin, None, None, collect=True)
     if as_json:
         overview = {} if found is None else _overview(found)
@@ -71,7 +74,10 @@ def plan(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Show the jobs of a suite: done, failed, stale and left, missing teachers, and the time that is left."""
+    """Show the jobs of a suite: done, failed, stale and left, missing teachers, and the time that is left.
+
+    Example: kdbench plan my.yaml --filter vision/kd
+    """
     found, problems = _planned(suite, results, plugin, filters, seeds, collect=as_json)
     if found is None:
         print_json({"ok": False, "problems": [asdict(problem) for problem in problems]})

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the verb of this module."""
-    sync = typer.Typer(help="Send results to other places that show them.", no_args_is_help=True)
+    sync = typer.Typer(no_args_is_help=True)
     sync.callback()(_sync)
     sync.command("mlflow")(mlflow)
     app.add_typer(sync, name="sync")
 
 
 def _sync() -> None:
-    """Send results to other places that show them: ``sync mlflow``."""
+    """Send results to other places that show them.
+
+    Example: kdbench sync mlflow
+    """
 
 
 def mlflow(
@@ -45,6 +48,8 @@ def mlflow(
     """Send what MLflow has missed: each outcome once, whatever was interrupted. Exit code 1: something is left.
 
     MLflow's own variables (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_TOKEN, ...) say who you are.
+
+    Example: kdbench sync mlflow --uri http://tracking.example:5000
     """
     from kdbench.store import duck
     from kdbench.store.resend import destinations, problems, resend

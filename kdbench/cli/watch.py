@@ -41,7 +41,10 @@ def status(
     as_json: Json = False,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """What a run does: each of its jobs with step, speed, device and memory; each suite with what is done and left."""
+    """What a run does: each of its jobs with step, speed, device and memory; each suite with what is done and left.
+
+    Example: kdbench status --watch
+    """
     from kdbench.store import runs
 
     ids = [runs.find(results, run)] if run is not None else [seen.id for seen in runs.live(results)]
@@ -72,7 +75,10 @@ def logs(
     tail: Annotated[int | None, typer.Option("--tail", "-n", min=1, help="The last lines only.")] = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """What a job wrote to its log."""
+    """What a job wrote to its log.
+
+    Example: kdbench logs -f 3f2a
+    """
     from kdbench.schedule import follow as following
     from kdbench.store import runs, spool
 
@@ -110,7 +116,10 @@ def cancel(
     id: Annotated[str, typer.Argument(metavar="JOB|RUN", help="The beginning of its id is enough.")],
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """End a job, or a run as Ctrl-C does: what is finished is kept, and the next run does the rest."""
+    """End a job, or a run as Ctrl-C does: what is finished is kept, and the next run does the rest.
+
+    Example: kdbench cancel 3f2a
+    """
     from kdbench.schedule import requests
     from kdbench.store import runs
 

@@ -120,7 +120,7 @@ def correlation_gap(student: Tensor, teacher: Tensor, temperature: float, level:
 def ofa(student: Tensor, teacher: Tensor, labels: Tensor, *, eps: float = 1.0, temperature: float = 1.0) -> Tensor:
     """Target-enhanced distillation loss of One-for-All (Hao et al., NeurIPS 2023, equation 5); no factor T^2.
 
-    - sum_k [(p_k + m_k)^eps - m_k] log s_k with p, s the softened teacher and student and m the one-hot label.
+    It is -sum_k [(p_k + m_k)^eps - m_k] log s_k with p, s the softened teacher and student and m the one-hot label.
     ``eps = 1`` is the cross-entropy to the teacher; above 1 the target's weight (1 + p_y)^eps - 1 grows with the
     teacher's confidence while the other classes fade. ``labels`` (B,) in [0, C), -1 for m = 0.
     """

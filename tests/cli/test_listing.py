@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from kdbench import __version__
 from kdbench.cli import make_app
 from kdbench.cli.common import ExitCode
+from tests.helpers.outcomes import grid, put
 from tests.helpers.plugins import write, write_method
 
 
@@ -64,6 +65,36 @@ def test_a_method_is_shown_in_full(tmp_path, arguments):
         assert part in text
     (data,) = json.loads(kdbench(*arguments, "--json").stdout)
     assert data["fields"][0]["bounds"] == {"ge": 0, "le": 1}
+
+
+def test_a_paper_is_shown_with_the_status_of_its_claims_and_its_best_results(tmp_path):
+    put(tmp_path / "results", grid({"pld": [0.5, 0.6], "kd": [0.4, 0.5]}))
+    text = kdbench("methods", "show", "pld").stdout
+    for part in ("NeurIPS 2025", "Classes are ranked", "variant", "vision/digits-gap", "pld is noninferior to kd"):
+        assert part in text
+    assert "pld is superior to pld(variant='listmle') in top1 on classify" in text
+    assert "so far      not checked yet; kdbench claims vision/pld" in text
+    assert "vision/toy@cpu  top1    0.55 " in text
+    (data,) = json.loads(kdbench("methods", "show", "pld", "--json").stdout)
+    assert [best["mean"] for best in data["best"]] == [pytest.approx(0.55)]
+    assert data["mechanism"].startswith("Classes are ranked")
+
+
+def test_without_results_nothing_is_made_or_missed(tmp_path):
+    done = kdbench("methods", "show", "pld", "--results", "nowhere")
+    assert (done.exit_code, done.stderr) == (ExitCode.OK, "")
+    assert "best results" not in done.stdout
+    assert not (tmp_path / "nowhere").exists()
+    assert json.loads(kdbench("methods", "show", "pld", "--json").stdout)[0]["best"] == []
+
+
+def test_results_that_cannot_be_read_are_a_warning(tmp_path):
+    (outcome,) = put(tmp_path / "results", grid({"kd": [0.5]}))
+    (tmp_path / "results" / "jobs" / outcome.id / "outcome.json").write_text("{")
+    done = kdbench("methods", "show", "kd")
+    assert done.exit_code == ExitCode.OK
+    assert "warning: " in done.stderr
+    assert "temperature" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,11 @@ them again. Documentation uses the same contexts without results."""
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import cleandoc
-from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
+from kdbench.docstrings import paragraphs
 from kdbench.errors import UsageError
 from kdbench.leaderboard.boards import Board, Row
 from kdbench.leaderboard.findings import Conclusion, Finding
@@ -138,19 +136,6 @@ def _published(card: Paper | Baseline) -> str:
     """Venue and year, which the venue may name already."""
     venue, year = getattr(card, "venue", ""), str(getattr(card, "year", ""))
     return venue if year in venue else f"{venue} {year}".strip()
-
-
-def paragraphs(doc: str) -> list[tuple[str, str]]:
-    """Blocks of a docstring: ``text`` whose lines flow, and ``code`` (indented, such as formulas) as it is written."""
-    blocks = []
-    for block in re.split(r"\n[ \t]*\n", cleandoc(doc)):
-        if not block.strip():
-            continue
-        if all(line.startswith((" ", "\t")) for line in block.splitlines()):
-            blocks.append(("code", dedent(block)))
-        else:
-            blocks.append(("text", " ".join(block.split())))
-    return blocks
 
 
 def _param(field: ParamField) -> dict[str, str]:

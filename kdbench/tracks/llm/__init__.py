@@ -17,4 +17,5 @@ TRACK = Track(
     task="kdbench.tracks.llm.task:LLMTask",
     preload=("torch", "transformers.models.llama.modeling_llama", "transformers.models.gpt2.modeling_gpt2"),
     packs=HERE / "packs",
+    templates=HERE / "templates",
 )

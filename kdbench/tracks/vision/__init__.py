@@ -18,4 +18,5 @@ TRACK = Track(
     task="kdbench.tracks.vision.task:VisionTask",
     preload=("torch", "safetensors.torch", "kdbench.tracks.vision.task"),
     packs=PACKS,
+    templates=Path(__file__).with_name("templates"),
 )

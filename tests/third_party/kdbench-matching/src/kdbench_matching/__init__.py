@@ -1,0 +1,1 @@
+"""Two ways to match a teacher's logits, and digits with five labels per class, for kdbench."""
