@@ -27,5 +27,6 @@ toc_object_entries = False  # the tree beside each page has pages, not every arg
 
 html_theme = "furo"
 html_title = "kdbench"
+html_show_copyright = False
 html_copy_source = False
 html_show_sourcelink = False

@@ -183,7 +183,8 @@ class Registry:
             self._report(Broken(f"{path}:{flaw.line}:{flaw.column}", flaw.reason, flaw.hint, source, names))
         if reading.flaws:
             return None
-        if reading.kind == "other" and candidate.dedicated:
+        test = candidate.path.name.startswith("test_")  # tests lie beside their methods
+        if reading.kind == "other" and candidate.dedicated and not test:
             hint = "write PAPER = Paper(...) at its top level, or begin the name of a helper module with '_'"
             self._report(Broken(f"{path}:1:1", "there is no card and no hook", hint, source, names))
             return None

@@ -134,6 +134,14 @@ def test_tests_do_not_go_where_only_methods_belong(tmp_path, monkeypatch):
         new_method(registry(), "my_idea", "vision", folder=ROOT / "plugins" / "kdbench_methods" / "vision")
 
 
+def test_a_folder_of_methods_with_their_tests_can_be_given_as_a_whole(tmp_path):
+    for name in ("one", "two"):
+        new_method(registry(), name, "vision", folder=tmp_path)
+    found = discover([tmp_path])
+    assert {"vision/one", "vision/two"} <= set(found.methods)
+    assert found.broken == []
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 

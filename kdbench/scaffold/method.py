@@ -130,4 +130,5 @@ def _require_mixed(folder: Path) -> None:
 
 
 def command(*words: str | Path) -> str:
+    """A command as a shell needs it."""
     return shlex.join(str(word) for word in words)

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from kdbench.catalog import Catalog
 from kdbench.cli import make_app
 from kdbench.plan import make_plan
-from kdbench.registry import discover
+from kdbench.registry import Registry, discover
 from kdbench.suite import Suite, load_suite, suite_of
 from kdbench.worker import prepare, run_job
 from tests.helpers.documents import DOCS, ROOT, Shown, blocks, commands
@@ -194,17 +195,27 @@ def test_a_suite_runs_from_python(tmp_path: Path):
 
 
 @pytest.fixture
-def waves(monkeypatch: pytest.MonkeyPatch):
-    """The track of the documentation, as its installed package would give it."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    yield discover(sorted((EXAMPLES / "waves").glob("*.py")))
+def waves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """The track of the documentation, as an installed package whose entry points are those shown."""
+    (shown,) = [tomllib.loads(block) for text in PAGES.values() for block in blocks(text, "toml")]
+    points = shown["project"]["entry-points"]["kdbench"]
+    metadata = tmp_path / "installed" / "waves-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: waves\nVersion: 1.0\n")
+    lines = ["[kdbench]", *(f"{name} = {value}" for name, value in points.items())]
+    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "installed" / "waves").symlink_to(EXAMPLES / "waves")
+    monkeypatch.syspath_prepend(str(tmp_path / "installed"))
+    yield discover()
     for name in [name for name in sys.modules if name.split(".")[0] == "waves"]:
         del sys.modules[name]
 
 
-def test_the_track_of_the_documentation_is_whole(waves, tmp_path: Path):
-    parts = {str(EXAMPLES / "waves" / name) for name in ("spec.py", "task.py")}  # modules, and no plugins
-    assert [str(broken) for broken in waves.broken if broken.place.split(":")[0] not in parts] == []
+def test_the_track_of_the_documentation_is_whole(waves: Registry, tmp_path: Path):
+    assert waves.broken == []
+    assert {key for key in waves.methods if key.startswith("waves/")} == {
+        f"waves/{slug}" for slug in ("mimic", "plain", "teacher")
+    }
     assert len(make_plan(load_suite(EXAMPLES / "waves.yaml"), waves, tmp_path).jobs) == 24
     smoke = suite_of({"tasks": ["waves/sine@smoke"], "methods": ["teacher", "plain", "mimic"], "seeds": 1})
     scores = {}
@@ -215,10 +226,3 @@ def test_the_track_of_the_documentation_is_whole(waves, tmp_path: Path):
         scores[outcome.job.label] = outcome.headline
     assert scores["teacher"] < scores["plain"]
     assert scores["teacher"] < scores["mimic"]
-
-
-def test_the_entry_points_shown_are_modules_of_the_track(waves):
-    (shown,) = [tomllib.loads(block) for text in PAGES.values() for block in blocks(text, "toml")]
-    for module in shown["project"]["entry-points"]["kdbench"].values():
-        path = EXAMPLES / module.replace(".", "/")
-        assert path.with_suffix(".py").exists() or (path / "__init__.py").exists()
