@@ -61,14 +61,16 @@ def job_folder(results: Path, id: str) -> Path:
 def write_outcome(folder: Path, outcome: Outcome) -> Path:
     """Write ``outcome.json`` into the job's ``folder``, whole or not at all, and replace one that is there.
 
-    The content is on the disk before the name appears. Values that are not finite are written as the strings
-    ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, so that the file is JSON for every reader. Raises ``OSError``
+    The content is on the disk before the name appears; the name itself gets there within seconds, or when the names of
+    all finished jobs do (:func:`kdbench.schedule.attempts.settle`). Values that are not finite are written as the
+    strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, so that the file is JSON for every reader. Raises ``OSError``
     where the folder cannot be written; nothing is left behind then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / OUTCOME
     # out of jobs/ itself: the time of that folder then changes with the outcome, which is how stores see news
-    write_whole(path, _json(outcome) + "\n", folder.parent if folder.parent.name == JOBS else folder)
+    beside = folder.parent if folder.parent.name == JOBS else folder
+    write_whole(path, _json(outcome) + "\n", beside, settled=False)
     return path
 
 
@@ -90,10 +92,11 @@ def _encodable(value: Any) -> Any:
     return value
 
 
-def write_whole(path: Path, text: str, beside: Path | None = None) -> None:
+def write_whole(path: Path, text: str, beside: Path | None = None, *, settled: bool = True) -> None:
     """Write a file whole or not at all: its content is on the disk before its name appears.
 
-    ``beside``: folder, on the same disk, for the temporary file; default: that of the file.
+    ``beside``: folder, on the same disk, for the temporary file; default: that of the file. ``settled``: return only
+    when the name is on the disk, too.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent if beside is None else beside)
     try:
@@ -106,7 +109,8 @@ def write_whole(path: Path, text: str, beside: Path | None = None) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if settled:
+        sync_folder(path.parent)
 
 
 def artifacts(folder: Path) -> list[str]:
