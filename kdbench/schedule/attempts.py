@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from kdbench.errors import UsageError
 from kdbench.job import Outcome
-from kdbench.store import spool
+from kdbench.store import runs, spool
 
 RUNNING = "running"
 
@@ -135,7 +135,7 @@ def claim(results: Path, id: str) -> Claim | None:
         lock.acquire()
     except Timeout:
         return None
-    if _is_occupied(running_folder(results) / id):
+    if runs.held(running_folder(results) / id):  # see occupying
         lock.release()
         return None
     return Claim(results, id, lock)
@@ -154,16 +154,6 @@ def occupying(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _is_occupied(folder: Path) -> bool:
-    try:
-        with occupying(folder):
-            return False
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
 
 
 def sweep(results: Path, anew: Container[str] = ()) -> int:

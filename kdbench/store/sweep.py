@@ -99,7 +99,7 @@ def remove(remains: Remains) -> bool:
         return True
     try:
         with FileLock(remains.lock, timeout=0):
-            if _occupied(remains.path):
+            if runs.held(remains.path):
                 return False
             _delete(remains.path)
     except Timeout:
@@ -114,14 +114,9 @@ def _free(lock: Path, folder: Path) -> bool:
         return True
     try:
         with FileLock(lock, timeout=0):
-            return not _occupied(folder)
+            return not runs.held(folder)
     except Timeout:
         return False
-
-
-def _occupied(path: Path) -> bool:
-    """Whether processes of a job work in this folder."""
-    return path.is_dir() and runs.held(path)
 
 
 def _delete(path: Path) -> None:
