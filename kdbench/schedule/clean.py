@@ -131,15 +131,15 @@ def _flush() -> None:
 
 def _kill_children() -> int | None:
     """Kill what the job started, and collect it; returns how many still ran, or None where they do not end."""
-    killed = 0
+    killed: set[int] = set()
     deadline = time.monotonic() + CHILDREN
     while time.monotonic() < deadline:
-        killed += processes.kill_all(processes.descendants(os.getpid()))
+        killed |= processes.kill_all(processes.descendants(os.getpid()))
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
-            return killed
+            return len(killed)
         time.sleep(0.002)
     return None
 

@@ -358,7 +358,8 @@ class ForkServer:
         Jobs and workers adopt the orphans below them while they live, so what came to this process is nobody's.
         """
         orphans = [pid for pid in processes.children(os.getpid()) if pid not in self.jobs and pid not in self.idle]
-        return processes.kill_all([*orphans, *(pid for orphan in orphans for pid in processes.descendants(orphan))])
+        family = [*orphans, *(pid for orphan in orphans for pid in processes.descendants(orphan))]
+        return len(processes.kill_all(family))
 
     def _end_everything(self) -> None:
         """Kill every process below this one, those included that are started while it does."""

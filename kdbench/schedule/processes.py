@@ -64,15 +64,15 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def kill_all(pids: Iterable[int]) -> int:
-    """Kill these processes; returns how many were still running."""
-    killed = 0
+def kill_all(pids: Iterable[int]) -> set[int]:
+    """Kill these processes; returns those that still ran, which may take a moment to end."""
+    killed = set()
     for pid in pids:
         try:
             process = psutil.Process(pid)
             if process.status() != psutil.STATUS_ZOMBIE:
                 process.kill()
-                killed += 1
+                killed.add(pid)
         except psutil.NoSuchProcess:
             continue
     return killed

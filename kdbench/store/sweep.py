@@ -99,7 +99,8 @@ def remove(remains: Remains) -> bool:
         return True
     try:
         with FileLock(remains.lock, timeout=0):
-            if runs.held(remains.path):
+            # the lock itself, once taken, is held by nobody else
+            if remains.path != remains.lock and runs.held(remains.path):
                 return False
             _delete(remains.path)
     except Timeout:

@@ -106,7 +106,10 @@ class Killer:
 
     @hookimpl
     def kdbench_job_started(self, job, place):
-        machine = psutil.Process(place.pid).environ()["KDBENCH_MACHINE"]
+        try:
+            machine = psutil.Process(place.pid).environ()["KDBENCH_MACHINE"]
+        except psutil.NoSuchProcess:  # it had been started on the third machine just before that was killed
+            machine = "third"
         self.places.append((job.id, machine, place.attempt))
         if machine == "third" and job.method == "toy/waits" and self.victim is None:
             self.victim = job.id
