@@ -18,7 +18,7 @@ from kdbench.errors import ArtifactError, JobError, OverBudget, TestDataError, d
 from kdbench.task import Scores, Task
 from kdbench.tracks.vision import PACKS, data, metrics, teachers
 from kdbench.tracks.vision.batches import Batch, Batches, Split
-from kdbench.tracks.vision.models import Classifier, Taps, build, family
+from kdbench.tracks.vision.models import KINDS, Classifier, Taps, build, family, rebuild
 from kdbench.tracks.vision.models.hf import HFClassifier
 from kdbench.tracks.vision.spec import FewClass, LongTail, MultiDomain, PseudoDomain, VisionSpec
 
@@ -380,6 +380,8 @@ class VisionTask(Task):
         save_file(state, folder / "model.safetensors")
         config = {
             "arch": getattr(model, "arch", None),
+            "kind": getattr(model, "kind", None),
+            "config": getattr(model, "config", None),
             "class": f"{type(model).__module__}.{type(model).__qualname__}",
             "num_classes": self.num_classes,
             "size": self.spec.data.size,
@@ -394,9 +396,12 @@ class VisionTask(Task):
         arch = config.get("arch")
         if "architectures" in config:
             return HFClassifier.open(str(folder), self.num_classes, pretrained=True).to(self.device).eval()
-        if arch is None or family(arch) not in REBUILT:
+        if config.get("kind") in KINDS:
+            model = rebuild(config["kind"], config["config"])
+        elif arch is not None and family(arch) in REBUILT:
+            model = build(arch, config["num_classes"], config["size"])
+        else:
             raise ArtifactError(f"{folder} holds the weights of a {config['class']}, which the track cannot build")
-        model = build(arch, config["num_classes"], config["size"])
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.to(self.device).eval()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -14,11 +15,26 @@ from kdbench.tracks.vision.models.vit import ViT
 from kdbench.tracks.vision.spec import check_arch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-__all__ = ["FAMILIES", "Classifier", "Mixer", "ResNet", "Taps", "ViT", "build", "family", "taps", "to_tokens"]
+__all__ = [
+    "FAMILIES",
+    "KINDS",
+    "Classifier",
+    "Mixer",
+    "ResNet",
+    "Taps",
+    "ViT",
+    "build",
+    "family",
+    "rebuild",
+    "taps",
+    "to_tokens",
+]
 
 FAMILIES: dict[str, Callable[..., Classifier]] = {"rn": ResNet, "vit": ViT, "mixer": Mixer}
+KINDS: dict[str, str] = {}
+"""Networks that methods make and no architecture names, ``module:Class`` by kind."""
 
 
 def family(arch: str) -> str:
@@ -42,6 +58,13 @@ def build(arch: str, num_classes: int, size: int = 16, *, pretrained: bool = Fal
     model = FAMILIES[kind](*numbers, num_classes=num_classes, size=size)
     model.arch = arch
     return model
+
+
+def rebuild(kind: str, config: Mapping[str, Any]) -> Classifier:
+    """An untrained network of a kind from its configuration. Raises ``KeyError`` for an unknown kind."""
+    module, _, name = KINDS[kind].partition(":")
+    made: Classifier = getattr(import_module(module), name)(**config)
+    return made
 
 
 def taps(model: Classifier, x: Tensor) -> Taps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,6 +30,10 @@ class Classifier(nn.Module, ABC):
     num_classes: int
     arch: str | None = None
     """What :func:`kdbench.tracks.vision.models.build` made it from."""
+    kind: str | None = None
+    """Name in :data:`kdbench.tracks.vision.models.KINDS` of a network that is described by more than an architecture."""
+    config: dict[str, Any] | None = None
+    """Keyword arguments, of plain values, from which a network with a ``kind`` is made again."""
 
     @abstractmethod
     def taps(self, x: Tensor) -> Taps:
