@@ -31,7 +31,7 @@ class Classifier(nn.Module, ABC):
     arch: str | None = None
     """What :func:`kdbench.tracks.vision.models.build` made it from."""
     kind: str | None = None
-    """Name in :data:`kdbench.tracks.vision.models.KINDS` of a network that is described by more than an architecture."""
+    """Name in :data:`kdbench.tracks.vision.models.KINDS` of a network that no architecture describes."""
     config: dict[str, Any] | None = None
     """Keyword arguments, of plain values, from which a network with a ``kind`` is made again."""
 
