@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 
@@ -22,21 +23,34 @@ def load_module(path: Path, module: str | None) -> ModuleType:
         if found is None or Path(found).resolve() != path.resolve():
             raise ImportError(f"{module} was read from {path}, but importing it gives {found}", name=module)
         return loaded
-    import hashlib
-
-    # Files of one name may lie in several folders, so that the name alone does not tell modules apart.
-    name = f"kdbench_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    name = _name(path)
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file", path=str(path))
+    state = path.stat()
+    code = _compiled(path, state.st_mtime_ns, state.st_size)
     loaded = module_from_spec(spec)
     sys.modules[name] = loaded  # dataclasses and pydantic look names up there while the module executes
     try:
-        spec.loader.exec_module(loaded)
+        exec(code, vars(loaded))
     except BaseException:
         del sys.modules[name]
         raise
     return loaded
+
+
+@lru_cache(maxsize=64)
+def _name(path: Path) -> str:
+    """Files of one name may lie in several folders, so that the name alone does not tell modules apart."""
+    import hashlib
+
+    return f"kdbench_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+
+
+@lru_cache(maxsize=64)
+def _compiled(path: Path, modified: int, size: int) -> CodeType:
+    """The code of a file as it is: a worker executes it once per job."""
+    return compile(path.read_bytes(), str(path), "exec")
 
 
 def load_object(value: str) -> Any:

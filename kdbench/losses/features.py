@@ -32,6 +32,40 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
     return gap.square().sum() / gap.shape[0] ** 2
 
 
+def head_gradient(penult: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of the mean cross-entropy in the weight of the last linear layer, itself differentiable.
+
+    ``penult`` (B, D) are the inputs of the layer, ``logits`` (B, C) its outputs, ``labels`` (B,) in [0, C); (C, D) =
+    (softmax(logits) - one-hot)^T penult / B. Rows tell like class activation maps which channels speak for a class.
+    """
+    error = F.softmax(widen(logits), -1) - F.one_hot(labels, logits.shape[-1])
+    return error.T @ widen(penult) / len(labels)
+
+
+def class_similarity(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of the :func:`batch_gram` matrices of the classes, over C; (C, D_s), (C, D_t) to a scalar.
+
+    With rows from :func:`head_gradient` the semantic distance of DisWOT for networks of different width.
+    """
+    return similarity_preserving(student, teacher) * student.shape[0]
+
+
+def channel_correlation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of the correlations of channels, class by class, over C D; (C, D), (C, D) to a scalar.
+
+    For each class the (D, D) outer product of its row, rows scaled to unit length (Liu et al., ICCV 2021, and the
+    released code of DisWOT). Raises ``ValueError`` for different widths.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"channels cannot be compared between widths {student.shape[1]} and {teacher.shape[1]}")
+
+    def correlations(rows: Tensor) -> Tensor:
+        rows = widen(rows)
+        return F.normalize(rows[:, :, None] * rows[:, None, :], dim=2)
+
+    return (correlations(student) - correlations(teacher.detach())).square().sum() / student.numel()
+
+
 def pairwise_distance(features: Tensor, eps: float = 1e-12) -> Tensor:
     """Euclidean distances between all samples, 0 on the diagonal with a zero gradient; (B, D) to (B, B)."""
     squares = features.square().sum(1)

@@ -131,6 +131,32 @@ def ofa(student: Tensor, teacher: Tensor, labels: Tensor, *, eps: float = 1.0, t
     return -(weights * log_student).sum(-1).mean()
 
 
+def binary_kl(
+    student: Tensor, teacher: Tensor, *, temperature: float = 2.0, norm: bool = True, eps: float = 1e-8
+) -> Tensor:
+    """Logit-level loss of dual-head distillation (Yang et al., 2024): summed over classes, averaged, times T^2.
+
+    ``norm``: KL of (1/2, 1/2) to (sigma(d), 1 - sigma(d)) with d = (s - t) / T, which is 0 only at s = t and whose
+    slope in each logit is T (sigma(d) - 1/2), at most T / 2 in size. Without it: KL of (sigma(t / T), 1 - sigma(t / T))
+    to (sigma(s / T), 1 - sigma(s / T)). Sigmas are clamped to [eps, 1 - eps], beyond which there is no gradient.
+    """
+    limit = math.log((1 - eps) / eps)  # where sigma is 1 - eps, which float32 cannot tell from 1
+
+    def log_sigmoids(values: Tensor) -> tuple[Tensor, Tensor]:
+        values = (widen(values) / temperature).clamp(-limit, limit)
+        return F.logsigmoid(values), F.logsigmoid(-values)
+
+    teacher = teacher.detach()
+    if norm:
+        yes, no = log_sigmoids(student - teacher)
+        divergence = -math.log(2) - (yes + no) / 2
+    else:
+        yes, no = log_sigmoids(student)
+        log_p, log_rest = log_sigmoids(teacher)
+        divergence = log_p.exp() * (log_p - yes) + log_rest.exp() * (log_rest - no)
+    return temperature**2 * divergence.sum(-1).mean()
+
+
 def mean_probability_logits(members: list[Tensor]) -> Tensor:
     """Log of the mean of the members' probabilities: the logits of an ensemble; K tensors (B, C) to (B, C)."""
     stacked = torch.stack([log_softmax(member) for member in members])

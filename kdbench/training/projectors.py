@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -49,6 +50,11 @@ def as_map(stage: Tensor) -> Tensor:
     grid = split_grid(stage)[1]
     side = math.isqrt(grid.shape[1])
     return grid.transpose(1, 2).reshape(len(grid), -1, side, side)
+
+
+def stage_at(stages: Sequence[Tensor], depth: float) -> Tensor:
+    """The stage at a relative depth in [0, 1] (1: the last) as a map (B, C, H, W)."""
+    return as_map(stages[max(0, round(depth * len(stages)) - 1)])
 
 
 def resize(features: Tensor, side: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -32,6 +32,10 @@ class Values:
 
     def __getattr__(self, name: str) -> Any:  # for type checkers: any name may be given
         raise AttributeError(f"{type(self).__name__} has no value {name!r}")
+
+    if TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         names = type(self).kept or vars(self)  # a value may be called "kept", too

@@ -214,3 +214,44 @@ def test_large_logits_stay_finite():
     ):
         assert math.isfinite(loss(s.float()).item())
         assert gradient(loss, s.float()).isfinite().all()
+
+
+# --- dual-head distillation ---
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_binary_kl_matches_its_definition(temperature):
+    s, t, _ = pair()
+    half = torch.full_like(s, 0.5)
+    for norm in (True, False):
+        p = half if norm else torch.sigmoid(t / temperature)
+        q = torch.sigmoid((s - t) / temperature) if norm else torch.sigmoid(s / temperature)
+        terms = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+        expected = temperature**2 * terms.sum() / len(s)
+        assert L.binary_kl(s, t, temperature=temperature, norm=norm).item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_binary_kl_is_zero_at_the_teacher_alone_and_sees_shifts(norm):
+    s, t, _ = pair()
+    assert L.binary_kl(t, t, norm=norm).abs() < 1e-12
+    assert L.binary_kl(t + 1, t, norm=norm) > 0.1
+    assert L.binary_kl(s, t, norm=norm) > 0
+    assert L.kd_kl(t + 1, t).abs() < 1e-12  # which no softmax does
+
+
+def test_slope_of_the_binary_kl_is_bounded_by_half_the_temperature():
+    s, t, _ = pair(scale=8.0)
+    temperature = 2.0
+    slope = len(s) * gradient(lambda z: L.binary_kl(z, t, temperature=temperature), s)
+    expected = temperature * (torch.sigmoid((s - t) / temperature) - 0.5)
+    torch.testing.assert_close(slope, expected, rtol=1e-9, atol=1e-12)
+    assert slope.abs().max() <= temperature / 2
+
+
+def test_binary_kl_is_clamped_where_float32_would_be_infinite():
+    s = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    loss = L.binary_kl(s, torch.zeros(1, 3), temperature=1.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(-math.log(4 * 1e-8 * (1 - 1e-8)), rel=1e-5)
+    assert s.grad.abs().max() == 0

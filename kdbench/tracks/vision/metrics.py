@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdbench.losses.divergences import entropy, log_softmax
+
 BINS = 15
+TEMPERATURES = (0.05, 20.0)
+"""Range in which :func:`optimal_temperature` searches."""
 
 
 def accuracy(logits: Tensor, y: Tensor) -> float:
@@ -79,6 +85,29 @@ def adaptive_ece(probs: Tensor, y: Tensor, bins: int = BINS) -> float:
     return (share * (confidence - acc).abs()).sum().item()
 
 
+def optimal_temperature(logits: Tensor, y: Tensor) -> float:
+    """The temperature by which logits (N, C) are divided for the least NLL (Guo et al., ICML 2017, section 4.2).
+
+    Fitted on validation data. The NLL is convex in the inverse temperature, so its minimum is unique; it is searched
+    between 0.05 and 20 and is at an end of that range where the logits separate or are unrelated to the labels.
+    """
+    from scipy.optimize import minimize_scalar
+
+    values = logits.double()
+
+    def loss(log_inverse: float) -> float:
+        return F.cross_entropy(values * math.exp(log_inverse), y).item()
+
+    low, high = (-math.log(t) for t in reversed(TEMPERATURES))
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
+    return math.exp(-found.x)
+
+
+def mean_entropy(logits: Tensor) -> float:
+    """Mean entropy of the predictions, in nats. In [0, log C]."""
+    return entropy(log_softmax(logits)).mean().item()
+
+
 def agreement(logits: Tensor, teacher: Tensor) -> float:
     """Share of samples for which both networks predict the same class. In [0, 1]."""
     return (logits.argmax(1) == teacher.argmax(1)).double().mean().item()
@@ -105,3 +134,38 @@ def linear_cka(a: Tensor, b: Tensor) -> float:
     else:
         cross, own = (a.T @ b).square().sum(), (a.T @ a).norm() * (b.T @ b).norm()
     return (cross / own).item() if own > 0 else 0.0
+
+
+def scatter(features: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Covariance within classes and covariance of the class means, each (D, D) float64; features (N, D), labels (N,).
+
+    Means over the samples; the class means are weighted by their numbers of samples. The two add up to the covariance
+    of the features.
+    """
+    x = features.flatten(1).double()
+    _, group, count = y.unique(return_inverse=True, return_counts=True)
+    means = torch.zeros(len(count), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, group, x)
+    means /= count[:, None]
+    inner, outer = x - means[group], (means - x.mean(0))[group]
+    return inner.T @ inner / len(x), outer.T @ outer / len(x)
+
+
+def class_variability(features: Tensor, y: Tensor) -> float:
+    """Variability collapse NC1 = tr(S_W pinv(S_B)) / C (Papyan, Han and Donoho, PNAS 2020); 0 where classes are points.
+
+    S_W and S_B as of :func:`scatter`, C the number of classes that occur. The pseudo-inverse has rank C - 1 at most.
+    """
+    within, between = scatter(features, y)
+    return (torch.trace(within @ torch.linalg.pinv(between, rtol=1e-8, hermitian=True)) / len(y.unique())).item()
+
+
+def scatter_ratio(features: Tensor, y: Tensor) -> float:
+    """Variance within classes over variance of the class means, tr(S_W) / tr(S_B); infinite where the means agree."""
+    within, between = scatter(features, y)
+    return (torch.trace(within) / torch.trace(between)).item()
+
+
+def norm_spread(weight: Tensor) -> float:
+    """Standard deviation over mean of the norms of the class weights (C, D) of a linear head; 0 where all are equal."""
+    norms = weight.detach().double().norm(dim=1)
+    return (norms.std(correction=0) / norms.mean()).item()

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from kdbench.errors import Problem
 from kdbench.spec import Metric, Recipe, SpecModel, TaskSpec, digest
@@ -16,9 +16,14 @@ DATA_VERSION = 1
 """Bumped by hand when the generators give other images or splits."""
 TEACHER_VERSION = 1
 """Bumped by hand when the recipe of teachers changes."""
+TABLE_VERSION = 1
+"""Bumped by hand when the trainings for tables of accuracies change."""
 
-ARCH = re.compile(r"(rn\(\d+,\d+\)|vit\(\d+,\d+,\d+\)|mixer\(\d+,\d+\)|hf:\S.*)")
-"""Architectures: ``rn(w,n)``, ``vit(d,L,h)``, ``mixer(d,L)`` or ``hf:`` with a folder or name of transformers."""
+ARCH = re.compile(r"(rn\(\d+,\d+(,\d+,\d+)?\)|vit\(\d+,\d+,\d+\)|mixer\(\d+,\d+\)|effnet_lite0\(\d+\)|hf:\S.*)")
+"""Architectures: ``rn(w,n)`` or ``rn(w,a,b,c)``, ``vit(d,L,h)``, ``mixer(d,L)``, ``effnet_lite0(R)``, or ``hf:`` with a
+folder or name of transformers."""
+PRETRAINED = ("effnet_lite0",)
+"""Families whose teachers are pretrained on ImageNet: all but the last layer is as it comes."""
 
 SHAPETEX_CLASSES = 30
 
@@ -168,7 +173,7 @@ SHAPETEX_ONLY = ("webly", "ssl_mismatch", "multidomain", "pseudodomain", "relate
 class DataSpec(SpecModel):
     """Images and their splits; equal specifications give equal bytes."""
 
-    source: Literal["digits16", "shapetex", "mnist5k", "hf"]
+    source: Literal["digits16", "shapetex", "mnist5k", "pictures", "hf"]
     seed: int = Field(0, ge=0)
     """Of the generator and of every split and derivation."""
     size: int = Field(16, ge=8, le=1024)
@@ -196,7 +201,12 @@ class DataSpec(SpecModel):
     label: str = "label"
     """``hf``: column with the class numbers."""
     splits: dict[Literal["train", "val", "test"], str] = {"train": "train"}
-    """``hf``: names of the data set's own splits; a missing val or test part is a stratified fifth of train each."""
+    """``hf``: names of the data set's own splits; a missing val or test part is a stratified share of train each."""
+    held: float = Field(0.2, gt=0, lt=0.5)
+    """``hf``: the share of train that a missing val or test part has."""
+    stream: bool = False
+    """``hf``: images stay in their files and are decoded batch by batch, for data that do not fit into memory. The
+    shorter side is brought to 8/7 of ``size``, and the centre is cut out."""
     digest: str | None = None
     """``RECIPE:CONTENT``, both 16 hexadecimal digits: the digest that the content must have. It is checked when the
     data are loaded; a pin whose RECIPE is not that of the other fields belongs to other data and does not apply."""
@@ -220,6 +230,8 @@ class DataSpec(SpecModel):
                 raise ValueError("train is a part of teacher, so it cannot be larger")
         elif self.ood:
             raise ValueError(f"only shapetex has shifted domains; set ood to 0 for {self.source}")
+        if self.stream and self.source != "hf":
+            raise ValueError("stream is for source hf; the other sources fit into memory")
         if self.source == "digits16" and self.size != 16:
             raise ValueError("digits16 has 16 x 16 pixels")
         if self.source != "shapetex" and self.derive is not None and self.derive.kind in SHAPETEX_ONLY:
@@ -227,6 +239,12 @@ class DataSpec(SpecModel):
         if isinstance(self.derive, Mismatch) and self.derive.targets >= SHAPETEX_CLASSES:
             raise ValueError("ssl_mismatch needs at least one class that is not a target")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Data in memory are what they were before there were others, so that tasks keep their identity and pins."""
+        unused = {"held": 0.2, "stream": False}
+        return {name: value for name, value in dump(self).items() if name not in unused or value != unused[name]}
 
     def recipe(self) -> dict[str, Any]:
         """Everything that decides the content."""
@@ -243,7 +261,7 @@ class DataSpec(SpecModel):
         """Everything that decides a teacher's training data: tasks that agree here share their teachers."""
         keep = {"source", "seed", "size", "teacher", "texture"}
         if self.source == "hf":
-            keep |= {"path", "config", "revision", "image", "label", "splits"}
+            keep |= {"path", "config", "revision", "image", "label", "splits", "held", "stream"}
         recipe = {"version": DATA_VERSION, "target": target, **self.model_dump(mode="json", include=keep)}
         derive = self.derive
         if isinstance(derive, LongTail) and derive.teacher == "same":
@@ -267,8 +285,8 @@ def check_arch(arch: str) -> str:
     text = arch if arch.startswith("hf:") else arch.replace(" ", "")
     if not ARCH.fullmatch(text):
         raise ValueError(
-            f"{arch!r} is no architecture of this track; expected rn(width,blocks), vit(width,depth,heads), "
-            "mixer(width,depth) or hf:FOLDER"
+            f"{arch!r} is no architecture of this track; expected rn(width,blocks), rn(width,blocks,blocks,blocks), "
+            "vit(width,depth,heads), mixer(width,depth), effnet_lite0(resolution) or hf:FOLDER"
         )
     return text
 
@@ -283,8 +301,15 @@ class StudentSpec(SpecModel):
     _arch = field_validator("arch")(check_arch)
 
 
+UNUSED = ("mixup", "smoothing", "recipe", "augment")
+"""Fields of a teacher that are left out of its recipe where they are at their defaults."""
+
+
 class TeacherSpec(SpecModel):
-    """A trained network; trained once by the track's recipe, or loaded where ``arch`` starts with ``hf:``."""
+    """A trained network; trained once by the track's recipe, or loaded where ``arch`` starts with ``hf:``.
+
+    Of an ``effnet_lite0``, which is pretrained on ImageNet, the last layer alone is fitted to the task.
+    """
 
     arch: str = "rn(24,1)"
     steps: int = Field(900, ge=1)
@@ -294,8 +319,39 @@ class TeacherSpec(SpecModel):
 
     seed: int | None = Field(None, ge=0)
     """Of its initialisation and batches; null: ``teacher_seed`` of the task. Members of an ensemble differ by it."""
+    mixup: float = Field(0.0, ge=0)
+    """Images and labels of its training are mixed in pairs with shares from Beta(mixup, mixup); 0: not at all."""
+    smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the uniform distribution in the targets of its training."""
+    recipe: Recipe | None = None
+    """Of its training; null: the track's for its family."""
+    augment: Literal["roll", "crop-flip"] | None = None
+    """Augmentation of its training, as ``augment`` of the task; null: roll."""
 
     _arch = field_validator("arch")(check_arch)
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Teachers of hard labels are what they were before there were others, so that tasks keep their identity."""
+        return {name: value for name, value in dump(self).items() if value or name not in UNUSED}
+
+
+class SearchSpec(SpecModel):
+    """A space of students ``rn(w,a,b,c)``, and which of them are trained for a table of accuracies."""
+
+    widths: tuple[int, ...] = Field((4, 6, 8), min_length=1)
+    depths: tuple[int, ...] = Field((1, 2, 3), min_length=1)
+    """Blocks that each of the three stages may have."""
+    max_parameters: int | None = Field(30_000, ge=1)
+    """Networks with more parameters are not part of the space; null: no cap."""
+    max_macs: int | None = Field(None, ge=1)
+    """As ``max_parameters``, of multiply-adds per image."""
+    table: int = Field(20, ge=3)
+    """Networks of the space, drawn at random, whose accuracies are in the table."""
+    steps: int = Field(200, ge=1)
+    """Optimizer steps of each training for the table."""
+    seed: int = Field(0, ge=0)
+    """Of the draw and of the trainings."""
 
 
 TEACHER_RECIPES: dict[str, Recipe] = {
@@ -317,9 +373,12 @@ class VisionSpec(TaskSpec):
     teachers: dict[str, TeacherSpec] = {}
     """Further teachers, by the name that ``task.teacher(name)`` takes."""
     student: StudentSpec = StudentSpec()
-    augment: Literal["none", "roll"] = "none"
-    """Default augmentation of ``task.train_loader``: none, so that teacher outputs are computed once and shared, or
-    a random cyclic shift of each image by up to 2 pixels."""
+    search: SearchSpec | None = None
+    """Space from which methods that search choose the student; null: none."""
+    augment: Literal["none", "roll", "crop-flip", "resized-flip"] = "none"
+    """Default augmentation of ``task.train_loader``: none, so that teacher outputs are computed once and shared; a
+    random cyclic shift of each image by up to 2 pixels; a shift by up to 4 pixels over a black border and a random
+    mirroring (photographs alone); of streamed data, a random window of 8 to 100 % of the area, mirrored or not."""
 
     @model_validator(mode="after")
     def _fill(self) -> VisionSpec:
@@ -331,6 +390,18 @@ class VisionSpec(TaskSpec):
                 raise ValueError(f"teachers.{name}: target {teacher.target!r} exists for related data only")
         if "default" in self.teachers:
             raise ValueError("teachers.default: this name is taken by teacher")
+        if self.data.stream:
+            arches = [teacher.arch for teacher in self.all_teachers().values()]
+            if not all(arch.startswith("hf:") for arch in arches):
+                raise ValueError("teachers of streamed data are not trained here: they are hf: networks")
+            if self.augment not in ("none", "resized-flip"):
+                raise ValueError("augment of streamed data is none or resized-flip")
+        elif self.augment == "resized-flip":
+            raise ValueError("augment: resized-flip needs the original pictures: data.stream")
+        if self.augment == "crop-flip" and self.data.source not in ("hf", "pictures"):
+            raise ValueError(f"mirrored images of {self.data.source} are of other classes: augment is none or roll")
+        if self.search is not None and self.teacher is None:
+            raise ValueError("search needs a teacher: its table holds accuracies of distilled networks")
         return self
 
     def _official_metrics(self) -> tuple[Metric, ...]:
@@ -369,18 +440,40 @@ class VisionSpec(TaskSpec):
             "arch": teacher.arch,
             "steps": teacher.steps,
             "seed": self.teacher_seed if teacher.seed is None else teacher.seed,
+            **{name: value for name, value in teacher.model_dump(mode="json").items() if name in UNUSED},
         }
+
+    def table_recipe(self) -> dict[str, Any]:
+        """Everything that decides the accuracies in the table of a search space."""
+        assert self.search is not None
+        return {
+            "track": "vision",
+            "version": TABLE_VERSION,
+            "data": self.data.recipe(),
+            "teacher": self.teacher_recipe("default"),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "augment": self.augment,
+            "search": self.search.model_dump(mode="json"),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """As of every task; tasks without a search space are what they were before there were any."""
+        identity = super().identity()
+        return identity if self.search is not None else {k: v for k, v in identity.items() if k != "search"}
 
     def teacher_key(self) -> str | None:
         needs = self.teacher_needs()
         return digest([key for _, key, _ in needs]) if needs else None
 
     def teacher_needs(self) -> list[tuple[str, Any, str]]:
-        return [
+        needs = [
             ("teacher", self.teacher_recipe(name), f"{teacher.arch} for {teacher.target} on {self.data.source}")
             for name, teacher in self.all_teachers().items()
             if not teacher.arch.startswith("hf:")
         ]
+        if self.search is not None:
+            needs.append(("table", self.table_recipe(), f"accuracies of {self.search.table} networks"))
+        return needs
 
     def problems(self) -> list[Problem]:
         found = [

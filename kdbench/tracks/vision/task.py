@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,19 @@ from torch.nn import functional as F
 from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError, OverBudget, TestDataError, did_you_mean
 from kdbench.task import Scores, Task
-from kdbench.tracks.vision import PACKS, data, metrics, teachers
+from kdbench.tracks.vision import PACKS, data, metrics, spaces, streams, teachers
 from kdbench.tracks.vision.batches import Batch, Batches, Split
 from kdbench.tracks.vision.models import KINDS, Classifier, Taps, build, family, rebuild
+from kdbench.tracks.vision.models.adaptive import Adaptive
+from kdbench.tracks.vision.models.clients import Clients
 from kdbench.tracks.vision.models.hf import HFClassifier
-from kdbench.tracks.vision.spec import FewClass, LongTail, MultiDomain, PseudoDomain, VisionSpec
+from kdbench.tracks.vision.spec import FewClass, LongTail, MultiDomain, PseudoDomain, VisionSpec, Webly
 
 TELLING = ("shape", "texture")
 """Metadata that tells the class."""
 NEVER = ("number",)
 """Metadata that serves to make an image again; its number alone tells the class."""
-REBUILT = ("rn", "vit", "mixer")
+REBUILT = ("rn", "vit", "mixer", "effnet_lite0")
 
 
 class VisionTask(Task):
@@ -42,11 +44,13 @@ class VisionTask(Task):
     def __init__(self, spec: VisionSpec, *, cache: Cache | None = None, **rest: Any) -> None:
         super().__init__(spec, cache=cache if cache is not None else Cache(packs=(PACKS,)), **rest)
         self._dataset: data.Dataset | None = None
+        self._stream: streams.Files | None = None
         self._splits: dict[str, Split] = {}
         self._others: dict[str, nn.Module] = {}
         self._sources: dict[str, tuple[Classifier, str]] = {}
         self._tables: dict[str, Tensor] = {}
         self._counting: teachers.CountingTeacher | None = None
+        self._space: spaces.Space | None = None
         self._metering = True
 
     # --- data -----------------------------------------------------------------------------------------------------
@@ -65,6 +69,13 @@ class VisionTask(Task):
     def limited(self) -> bool:
         """Whether answers of the teacher are rationed (``limits: {teacher_queries: ...}``)."""
         return "teacher_queries" in self.spec.limits
+
+    @property
+    def _files(self) -> streams.Files | None:
+        """Where the images of streamed data are decoded from."""
+        if self.spec.data.stream and self._stream is None:
+            self._stream = streams.Files(data.hf.open_folder(self.spec.data)[0])
+        return self._stream
 
     def _stored(self) -> list[str]:
         """Splits with images of their own that ``train`` may read, in the order of their identities."""
@@ -93,7 +104,7 @@ class VisionTask(Task):
             hidden = NEVER if np.array_equal(arrays.y, arrays.truth) else (*NEVER, *TELLING)
             arrays.meta = {key: values for key, values in arrays.meta.items() if key not in hidden}
             offset = 0 if self._is_test(name) else self._offset(name)
-            made = teachers.to_split(arrays, device=self.device, offset=offset)
+            made = teachers.to_split(arrays, device=self.device, offset=offset, files=self._files)
         else:
             known = sorted({*self._data.sizes, "labeled", "unlabeled"})
             raise JobError(f"{self.spec.name} has no split {name!r}; {did_you_mean(name, known, label='splits')}")
@@ -118,6 +129,20 @@ class VisionTask(Task):
         """(N,) true classes of the pool. Raises ``TestDataError`` inside ``train``."""
         return self.truth("pool")
 
+    def teacher_split(self, which: str = "default") -> Split:
+        """The labelled images that a teacher was trained on: for methods that train a teacher anew, or further.
+
+        A student never learns from them. Identities are -1: nothing about them is stored. Raises ``JobError`` where
+        the task is about having no such data, ``OverBudget`` where the teacher's answers are limited.
+        """
+        if isinstance(self.spec.data.derive, Webly):
+            raise JobError(f"{self.spec.name} has no original data: its teacher cannot be trained further")
+        if self.limited:
+            raise OverBudget("the teacher of this task answers a limited number of queries and cannot be trained")
+        own = data.teacher_data(self.spec.data, self.cache, self._teacher_spec(which).target)
+        split = teachers.to_split(own.arrays("train"), device=self.device, files=self._files)
+        return Split(split.x, split.y, torch.full_like(split.index, -1), {})
+
     def train_loader(
         self,
         split: str | Split = "train",
@@ -125,22 +150,22 @@ class VisionTask(Task):
         augment: bool | None = None,
         indices: Tensor | Sequence[int] | None = None,
         purpose: str = "data",
-    ) -> Batches:
+    ) -> Batches | streams.StreamBatches:
         """Batches of a split in a new random order each epoch; the last batch of an epoch may be smaller.
 
-        ``indices`` are positions in the split to draw from. ``augment`` rolls each image by up to 2 pixels; by
-        default as the task says. ``purpose`` names the random stream: loaders with the default give every method
+        ``indices`` are positions in the split to draw from. ``augment`` changes each image as the task's ``augment``
+        says, or rolls it by up to 2 pixels where the task names none; by default as the task says. ``purpose`` names the random stream: loaders with the default give every method
         the same order.
         """
         part = self.split(split) if isinstance(split, str) else split
         if indices is not None:
             part = part.take(torch.as_tensor(indices, device=self.device))
-        return Batches(
-            part,
-            self.spec.recipe.batch_size if batch_size is None else batch_size,
-            self.generator(purpose),
-            augment=self.spec.augment == "roll" if augment is None else augment,
-        )
+        size = self.spec.recipe.batch_size if batch_size is None else batch_size
+        how = self.spec.augment
+        changed = how != "none" if augment is None else augment
+        if isinstance(part.x, streams.Stream):
+            return streams.StreamBatches(part, size, self.generator(purpose), augment=changed)
+        return Batches(part, size, self.generator(purpose), augment=changed, how="roll" if how == "none" else how)
 
     # --- models ---------------------------------------------------------------------------------------------------
 
@@ -185,10 +210,12 @@ class VisionTask(Task):
         return self._build(self._teacher_spec("default").arch)
 
     def prepare(self) -> None:
-        """Make the data and every teacher, so that they are in the cache."""
+        """Make the data, every teacher and the table of accuracies, so that they are in the cache."""
         _ = self._data
         for which in self.spec.all_teachers():
             self.load_teacher(which)
+        if self.spec.search is not None:
+            self._rows()
 
     def teacher(self, which: str = "default", *, trainable: bool = False) -> Classifier:
         """A teacher of the task: frozen, in eval mode and shared; or a private trainable copy.
@@ -206,6 +233,32 @@ class VisionTask(Task):
         if which not in self._others:
             self._others[which] = self.share(self.load_teacher(which))
         return self._others[which]
+
+    # --- search spaces ------------------------------------------------------------------------------------------------
+
+    @property
+    def space(self) -> spaces.Space:
+        """The students that a search may choose from. Raises ``JobError`` where the task has no search space."""
+        if self.spec.search is None:
+            raise JobError(f"{self.spec.name} has no search space; tasks of the family search have one")
+        if self._space is None:
+            self._space = spaces.Space(self.spec.search, self.num_classes, self.spec.data.size)
+        return self._space
+
+    def _rows(self) -> list[spaces.Row]:
+        def make(seed: int, folder: Path) -> VisionTask:
+            return VisionTask(self.spec, seed=seed, method="table", folder=folder, cache=self.cache, device=self.device)
+
+        return spaces.load_table(self.spec, self.cache, self.space, make)
+
+    def trained(self, split: str = "val") -> dict[str, tuple[float, float]]:
+        """Top-1 of the networks in the table, (by labels alone, distilled), on ``val`` or ``test``, by architecture.
+
+        Raises ``TestDataError`` for ``test`` inside ``train``.
+        """
+        if self._is_test(split):
+            self.require_evaluation()
+        return {row.arch: (row.vanilla[split], row.distilled[split]) for row in self._rows()}
 
     # --- teacher outputs ------------------------------------------------------------------------------------------
 
@@ -253,6 +306,24 @@ class VisionTask(Task):
         self.budget.spend("teacher_queries", len(batch))
         return self.teacher(which).taps(batch.x)
 
+    def answers(self, network: Classifier) -> Callable[[Batch], Tensor]:
+        """What a teacher that the method made says about batches: (B, C) float32 logits, without gradients.
+
+        The network is frozen. Images of ``train`` as they are in the task have stored answers, computed here; others
+        are computed when asked for. All are metered as ``teacher_queries``.
+        """
+        teacher = self.share(network)
+        table = self._logits(teacher, self.split("train").x)
+
+        @torch.no_grad()
+        def ask(batch: Batch) -> Tensor:
+            if batch.augmented or bool(((batch.index < 0) | (batch.index >= len(table))).any()):
+                return teacher(batch.x).float()
+            self.budget.spend("teacher_queries", len(batch))
+            return table[batch.index]
+
+        return ask
+
     def query(self, positions: Tensor | Sequence[int]) -> Tensor:
         """(n, C) logits of the teacher for positions of the split ``pool``; each new image costs one query.
 
@@ -289,7 +360,13 @@ class VisionTask(Task):
         return self._logits(model, x) if self.phase == "evaluate" else teachers.logits_of(model, x)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """top1, nll and ece on the validation data; agreement with the teacher where the task has one."""
+        """top1, nll and ece on the validation data; agreement with the teacher where the task has one.
+
+        Of several clients: means over them.
+        """
+        if isinstance(model, Clients):
+            each = [self.validate(member) for member in model.members]
+            return {name: float(np.mean([values[name] for values in each])) for name in each[0]}
         split = self.split("val")
         logits = self._logits(model, split.x)
         probs = logits.softmax(1)
@@ -303,8 +380,18 @@ class VisionTask(Task):
         return values
 
     def score_test(self, model: nn.Module) -> Scores:
+        """Of several clients: means over them."""
+        if not isinstance(model, Clients):
+            return self._score_one(model)
+        scores = [self._score_one(member) for member in model.members]
+        return Scores(
+            {name: float(np.mean([each.metrics[name] for each in scores])) for name in scores[0].metrics},
+            {name: np.mean([each.examples[name] for each in scores], 0) for name in scores[0].examples},
+        )
+
+    def _score_one(self, model: nn.Module) -> Scores:
         test = self.split("test")
-        logits = self._logits(model, test.x)
+        logits = self._test_logits(model, test)
         probs = logits.softmax(1)
         values = {
             "top1": metrics.accuracy(logits, test.y),
@@ -325,13 +412,34 @@ class VisionTask(Task):
             {"top1": correct.cpu().numpy(), "nll": losses.cpu().numpy()},
         )
 
+    def support_of(self, split: Split, count: int) -> Tensor:
+        """At most ``count`` images of a test domain, without labels, for networks that adapt to it.
+
+        They are the same for every method. Raises ``TestDataError`` inside ``train``.
+        """
+        self.require_evaluation()
+        rows = torch.randperm(len(split), generator=self.generator("eval"))[:count]
+        return split.x[rows.to(split.x.device)]
+
+    def _test_logits(self, model: nn.Module, split: Split) -> Tensor:
+        """(N, C) logits of test images; networks that adapt do so for each domain on its own, from the same start."""
+        if not isinstance(model, Adaptive):
+            return self._logits(model, split.x)
+        group = split.meta.get("group", torch.zeros_like(split.y))
+        logits = torch.empty(len(split), self.num_classes, device=split.x.device)
+        for domain in group.unique():
+            part = split.take(group == domain)
+            adapted = model.adapted(self.support_of(part, model.support))
+            logits[group == domain] = self._logits(adapted, part.x)
+        return logits
+
     def _shifted(self, model: nn.Module) -> dict[str, float]:
         """Mean accuracy over the shifted domains."""
         domains = [name for name in sorted(self._data.sizes) if name.startswith("ood_")]
         if not domains:
             return {}
         splits = [self.split(name) for name in domains]
-        top1 = [metrics.accuracy(self._logits(model, split.x), split.y) for split in splits]
+        top1 = [metrics.accuracy(self._test_logits(model, split), split.y) for split in splits]
         return {"ood_top1": sum(top1) / len(top1)}
 
     def _by_part(self, logits: Tensor, test: Split) -> dict[str, float]:

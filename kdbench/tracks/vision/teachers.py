@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,19 +21,33 @@ from torch.nn import functional as F
 from kdbench.budget import Budget
 from kdbench.cache import Cache
 from kdbench.errors import OverBudget
+from kdbench.spec import Recipe
 from kdbench.task import seed_of
-from kdbench.tracks.vision import data, metrics
-from kdbench.tracks.vision.batches import Batch, Batches, Split
+from kdbench.tracks.vision import data, metrics, streams
+from kdbench.tracks.vision.batches import Batch, Batches, Split, normalised
 from kdbench.tracks.vision.models import Classifier, build, family
-from kdbench.tracks.vision.spec import TEACHER_RECIPES, TeacherSpec, VisionSpec
+from kdbench.tracks.vision.spec import PRETRAINED, TEACHER_RECIPES, TeacherSpec, VisionSpec
 from kdbench.training import loop
+from kdbench.training.mixing import mix
 
 EVAL_BATCH = 500
+TRANSFER_BATCH = 100
+"""Images at a time for the features of a pretrained network."""
+PROBE = {"strength": 1e-2}
+"""Of the last layer of a pretrained teacher: see :func:`kdbench.training.probes.fit_probe`."""
 
 
-def to_split(arrays: data.Arrays, *, device: torch.device, offset: int = 0) -> Split:
-    """A split of bytes as normalised float32 images on a device; identities count from ``offset``."""
-    x = torch.from_numpy(arrays.x).to(device).float().div_(255).sub_(data.MEAN).div_(data.STD)
+def to_split(
+    arrays: data.Arrays, *, device: torch.device, offset: int = 0, files: streams.Files | None = None
+) -> Split:
+    """A split of bytes as normalised float32 images on a device; identities count from ``offset``.
+
+    With ``files`` the images are decoded from these when they are asked for.
+    """
+    if files is None:
+        x = normalised(torch.from_numpy(arrays.x).to(device))
+    else:
+        x = streams.Stream(files, arrays.x, device)
     return Split(
         x,
         torch.from_numpy(arrays.y).to(device),
@@ -48,6 +63,17 @@ def logits_of(model: nn.Module, x: Tensor, size: int = EVAL_BATCH) -> Tensor:
     model.eval()
     try:
         return torch.cat([model(part).float() for part in x.split(size)])
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def penult_of(model: Classifier, x: Tensor, size: int = EVAL_BATCH) -> Tensor:
+    """Inputs (N, D) float32 of a network's last layer, in eval mode; its mode is as before afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        return torch.cat([model.taps(part).penult.float() for part in x.split(size)])
     finally:
         model.train(was_training)
 
@@ -77,15 +103,23 @@ def round_half(model: nn.Module) -> nn.Module:
 @torch.enable_grad()  # a teacher may be asked for, and so trained, where gradients are off
 def train(spec: TeacherSpec, dataset: data.Dataset, size: int, seed: int, device: torch.device) -> Classifier:
     """A new teacher, trained by cross-entropy on the data set's ``train`` split with random rolls by up to 2 pixels."""
+    if family(spec.arch) in PRETRAINED:
+        return transfer(spec, dataset, size, seed, device)
     split = to_split(dataset.arrays("train"), device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed_of("teacher", seed, "init"))
         model = build(spec.arch, dataset.classes, size).to(device)
-    recipe = TEACHER_RECIPES[family(spec.arch)]
+    recipe = spec.recipe or TEACHER_RECIPES[family(spec.arch)]
     generator = torch.Generator().manual_seed(seed_of("teacher", seed, "data"))
 
+    rng = np.random.default_rng(seed_of("teacher", seed, "mixup"))
+
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(model(batch.x).float(), batch.y)
+        x, y = batch.x, batch.y
+        if spec.mixup:
+            mixed = mix(x, y, dataset.classes, rng, alpha=spec.mixup)
+            x, y = mixed.x, mixed.target
+        return F.cross_entropy(model(x).float(), y, label_smoothing=spec.smoothing)
 
     # The loop charges a task; a teacher is charged to nobody.
     nobody = SimpleNamespace(
@@ -99,7 +133,7 @@ def train(spec: TeacherSpec, dataset: data.Dataset, size: int, seed: int, device
         nobody,
         model,
         loss,
-        loader=Batches(split, recipe.batch_size, generator, augment=True),
+        loader=Batches(split, recipe.batch_size, generator, augment=True, how=spec.augment or "roll"),
         recipe=recipe,
         steps=spec.steps,
         spend="steps",
@@ -112,6 +146,65 @@ def train(spec: TeacherSpec, dataset: data.Dataset, size: int, seed: int, device
     return round_half(model).eval()
 
 
+def transfer(spec: TeacherSpec, dataset: data.Dataset, size: int, seed: int, device: torch.device) -> Classifier:
+    """A teacher that is pretrained on ImageNet, with a last layer for the data set's ``train`` split.
+
+    That layer is a multinomial logistic regression on the features of the stored images. Its temperature is the best
+    one for logits of images that it was not fitted on: its soft labels are honest although it fits its own images.
+    """
+    from kdbench.training.probes import fit_probe
+
+    split = to_split(dataset.arrays("train"), device=device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        model = build(spec.arch, dataset.classes, size).to(device)
+    model.load_imagenet()
+    round_half(model)  # the last layer is fitted to the network as it will be stored
+    features = penult_of(model, split.x, TRANSFER_BATCH).cpu().numpy()
+    probe = fit_probe(features, split.y.cpu().numpy(), dataset.classes, strength=PROBE["strength"], seed=seed)
+    slope = probe.weight / probe.scale[:, None]  # of the features as they are
+    with torch.no_grad():
+        model.head().weight.copy_(torch.from_numpy(slope.T / probe.temperature))
+        model.head().bias.copy_(torch.from_numpy((probe.bias - probe.mean @ slope) / probe.temperature))
+    return round_half(model).eval()
+
+
+def teacher_recipe(spec: VisionSpec) -> Recipe:
+    """How the task's teacher was trained; for one of transformers, how the task trains its students."""
+    assert spec.teacher is not None
+    return TEACHER_RECIPES.get(family(spec.teacher.arch), spec.recipe)
+
+
+def train_on(
+    task: VisionTask,
+    model: Classifier,
+    loss: Callable[[nn.Module, Batch], Any],
+    split: Split,
+    *,
+    steps: int,
+    rate: float,
+    tag: str,
+    **options: Any,
+) -> None:
+    """Train a method's own copy of the task's teacher further on some images, in place, charged as ``aux_steps``.
+
+    By the recipe of its first training, random rolls included, from ``rate`` times its peak rate along a cosine.
+    ``tag`` also names the random stream; ``options`` are those of ``task.fit``.
+    """
+    recipe = teacher_recipe(task.spec)
+    task.fit(
+        model,
+        loss,
+        loader=task.train_loader(split, recipe.batch_size, augment=True, purpose=tag),
+        steps=steps,
+        spend="aux_steps",
+        tag=tag,
+        **recipe.model_dump(exclude={"batch_size", "schedule", "warmup", "lr"}),
+        lr=rate * recipe.lr,
+        schedule="cosine",
+        **options,
+    )
+
+
 def _scores(model: Classifier, split: Split) -> dict[str, float]:
     logits = logits_of(model, split.x)
     return {"top1": metrics.accuracy(logits, split.y), "nll": metrics.nll(logits, split.y)}
@@ -120,6 +213,7 @@ def _scores(model: Classifier, split: Split) -> dict[str, float]:
 def make(spec: VisionSpec, name: str, cache: Cache, folder: Path, device: torch.device) -> None:
     """Train the teacher ``name`` of a task and write ``model.safetensors`` (half precision) and ``teacher.json``."""
     teacher = spec.all_teachers()[name]
+    pretrained = family(teacher.arch) in PRETRAINED
     own = data.teacher_data(spec.data, cache, teacher.target)
     model = train(teacher, own, spec.data.size, spec.teacher_recipe(name)["seed"], device)
     scores = {"train": _scores(model, to_split(own.arrays("train"), device=device))}
@@ -130,7 +224,7 @@ def make(spec: VisionSpec, name: str, cache: Cache, folder: Path, device: torch.
     save_file({key: tensor.contiguous() for key, tensor in halves.items()}, folder / "model.safetensors")
     about = {
         "recipe": spec.teacher_recipe(name),
-        "training": TEACHER_RECIPES[family(teacher.arch)].model_dump(mode="json"),
+        "training": PROBE if pretrained else TEACHER_RECIPES[family(teacher.arch)].model_dump(mode="json"),
         "classes": own.classes,
         "size": spec.data.size,
         "data": own.digest,

@@ -6,12 +6,8 @@ token networks are taken as maps of their patches; where the grids differ, the f
 out where the teacher's features are signed.
 """
 
-import torch
-
 from kdbench import Baseline, Field, Params, hookimpl
-from kdbench.losses.features import hint
-from kdbench.losses.logits import cross_entropy
-from kdbench.training.projectors import as_map, projector, resize
+from kdbench.training.hints import hint_loss
 
 BASELINE = Baseline(
     slug="fitnet",
@@ -31,29 +27,10 @@ class FitnetParams(Params):
     weight: float = Field(100.0, ge=0, description="of the squared distance beside a cross-entropy of weight 1")
 
 
-def stage(taps, depth):
-    """The stage at a relative depth as a map (B, C, H, W)."""
-    index = max(0, round(depth * len(taps.stages)) - 1)
-    return as_map(taps.stages[index])
-
-
 @hookimpl
 def train(task, params):
-    student = task.student()
-    batch = next(iter(task.train_loader()))
-    with torch.no_grad():
-        mine = stage(student.eval().taps(batch.x), params.depth)
-        theirs = stage(task.teacher_taps(batch), params.depth)
+    student, example = task.student(), next(iter(task.train_loader()))
     with task.seeded("regressor"):
-        regressor = projector("conv", mine.shape[1], theirs.shape[1], relu=bool((theirs >= 0).all())).to(task.device)
-    side = min(mine.shape[-1], theirs.shape[-1])
-
-    def loss(model, batch):
-        taps = model.taps(batch.x)
-        with torch.no_grad():
-            target = resize(stage(task.teacher_taps(batch), params.depth), side)
-        guided = regressor(resize(stage(taps, params.depth), side))
-        return {"ce": cross_entropy(taps.logits, batch.y), "hint": params.weight * hint(guided, target)}
-
+        regressor, loss = hint_loss(student, example, task.teacher_taps, depth=params.depth, weight=params.weight)
     task.fit(student, loss, modules=[regressor])
     return student

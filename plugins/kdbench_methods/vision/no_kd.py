@@ -11,6 +11,7 @@ BASELINE = Baseline(
         "classify",
         "ensemble",
         "hetero",
+        "conditional",
         "selfdistill",
         "longtail",
         "noisy",
@@ -18,6 +19,7 @@ BASELINE = Baseline(
         "multidomain",
         "related",
         "active",
+        "search",
     ],
     tags=["floor"],
 )

@@ -93,3 +93,44 @@ def test_cka_invariances(seed: int, width: int) -> None:
     assert metrics.linear_cka(b, a) == pytest.approx(value)
     assert metrics.linear_cka(a, 2 * a @ rotation) == pytest.approx(1)
     assert metrics.linear_cka(torch.ones(60, 3), b) == 0
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.0, 3.0])
+def test_the_optimal_temperature_undoes_a_scaling(factor: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 4, generator=generator)
+    y = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    found = metrics.optimal_temperature(factor * logits, y)
+    assert found == pytest.approx(factor, rel=0.05)
+    assert metrics.nll(factor * logits / found, y) <= metrics.nll(logits, y) + 1e-6
+
+
+def test_the_optimal_temperature_stays_in_its_range() -> None:
+    assert metrics.optimal_temperature(torch.eye(3), torch.arange(3)) == pytest.approx(0.05, rel=0.01)
+    assert metrics.optimal_temperature(torch.eye(3), (torch.arange(3) + 1) % 3) == pytest.approx(20, rel=0.01)
+
+
+def test_entropy_limits() -> None:
+    assert metrics.mean_entropy(torch.zeros(3, 8)) == pytest.approx(np.log(8))
+    assert metrics.mean_entropy(100 * torch.eye(3)) == pytest.approx(0, abs=1e-6)
+
+
+def test_scatter_within_and_between_add_up_to_the_covariance() -> None:
+    features, y = sample(0)
+    within, between = metrics.scatter(features, y)
+    np.testing.assert_allclose((within + between).numpy(), np.cov(features.double().numpy().T, bias=True), atol=1e-12)
+    assert metrics.scatter_ratio(3 * features + 1, y) == pytest.approx(metrics.scatter_ratio(features, y), rel=1e-5)
+
+
+def test_collapsed_classes_have_no_variability() -> None:
+    means, y = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), torch.arange(5).repeat(20)
+    assert metrics.class_variability(means[y], y) == pytest.approx(0, abs=1e-9)
+    noise = torch.randn(100, 7, generator=torch.Generator().manual_seed(1))
+    small, large = (metrics.class_variability(means[y] + scale * noise, y) for scale in (0.1, 0.2))
+    assert 0 < small < large
+    assert metrics.class_variability(5 * (means[y] + 0.1 * noise), y) == pytest.approx(small, rel=1e-4)
+
+
+def test_spread_of_norms() -> None:
+    assert metrics.norm_spread(torch.eye(4)) == pytest.approx(0)
+    assert metrics.norm_spread(torch.diag(torch.tensor([1.0, 3.0]))) == pytest.approx(0.5)

@@ -196,9 +196,11 @@ def test_teachers_differ_by_every_part_of_their_recipe(make_spec: Callable) -> N
         {"data": {"teacher": 121}},
         {"data": {"texture": "coarse"}},
         {"data": {"seed": 1}},
+        {"teacher": {"mixup": 0.2}},
+        {"teacher": {"smoothing": 0.1}},
     ):
         keys.add(make_spec("shapetex", **change).teacher_key())
-    assert len(keys) == 7
+    assert len(keys) == 9
     same = make_spec("shapetex", data={"train": 30}, student={"arch": "rn(6,1)"}, limits={"steps": 2})
     assert same.teacher_key() == base.teacher_key()
     assert make_spec("selfdistill").teacher_key() is None
@@ -380,3 +382,17 @@ def test_scoring_leaves_the_model_as_it_was(make_task: Make) -> None:
     task.score(student)
     assert student.training
     assert teachers.weights_digest(student) == before
+
+
+def test_a_task_is_what_it_was_before_teachers_could_be_trained_on_mixed_images(make_spec: Callable) -> None:
+    plain = make_spec("shapetex")
+    assert make_spec("shapetex", teacher={"mixup": 0.0, "smoothing": 0.0}).identity() == plain.identity()
+    assert not {"mixup", "smoothing"} & set(plain.identity()["teacher"])
+    assert make_spec("shapetex", teacher={"mixup": 0.4}).identity()["teacher"]["mixup"] == 0.4
+
+
+def test_teachers_of_mixed_images_and_smoothed_targets_are_others(make_task: Make) -> None:
+    task = make_task("digits-mixup")
+    x = task.split("val").x
+    outputs = [task.teacher(which)(x) for which in ("default", "mixup02", "mixup10", "smoothed")]
+    assert all(not torch.allclose(a, b) for i, a in enumerate(outputs) for b in outputs[:i])

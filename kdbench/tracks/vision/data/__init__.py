@@ -19,7 +19,7 @@ import numpy as np
 from kdbench.cache import Cache
 from kdbench.errors import UsageError
 from kdbench.spec import digest
-from kdbench.tracks.vision.data import derive, hf, real, shapetex
+from kdbench.tracks.vision.data import derive, hf, pictures, real, shapetex
 from kdbench.tracks.vision.data.items import Items
 from kdbench.tracks.vision.spec import SHAPETEX_CLASSES, DataSpec, Mismatch, Target
 
@@ -31,7 +31,10 @@ MEAN, STD = 0.45, 0.27
 
 @dataclass
 class Arrays:
-    """One split: images (N, 3, P, P) uint8, visible labels and true classes (N,) int64, metadata (N,) by name."""
+    """One split: images (N, 3, P, P) uint8, visible labels and true classes (N,) int64, metadata (N,) by name.
+
+    Of streamed data ``x`` is (N,) int64: the number of each image in its files.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -88,10 +91,14 @@ class _Source:
     folder: hf.Folder | None = None
 
     def render(self, items: Items) -> Arrays:
-        if self.folder is not None:
+        if self.spec.stream:
+            x, meta = items.index, {}
+        elif self.folder is not None:
             x, meta = self.folder.render(items.index), {}
         elif self.spec.source == "shapetex":
             x, meta = shapetex.render(items, seed=self.spec.seed, size=self.spec.size, texture=self.spec.texture)
+        elif self.spec.source == "pictures":
+            x, meta = pictures.render(items.index, self.spec.seed, self.spec.size), {}
         else:
             x, meta = real.load(self.spec.source, self.spec.size)[0][items.index], {}
         own = {name: values for name, values in items.columns.items() if name not in ("hue", "sigma")}
@@ -117,6 +124,8 @@ def _source(spec: DataSpec) -> _Source:
     folder = None
     if spec.source == "hf":
         folder, parts, classes = hf.open_folder(spec)
+    elif spec.source == "pictures":
+        parts, classes = pictures.items(spec.seed)
     else:
         labels = real.load(spec.source, spec.size)[1]
         parts, classes = real.items(labels, spec.seed), int(labels.max()) + 1
@@ -146,12 +155,15 @@ def make(spec: DataSpec) -> tuple[dict[str, Arrays], int, list[str]]:
             raise UsageError(f"data.derive ({spec.derive.kind}): {error}") from error
         if isinstance(spec.derive, Mismatch):
             classes = spec.derive.targets
-    names = source.folder.names if source.folder is not None else []
+    names = source.folder.names if source.folder is not None else pictures.NAMES if spec.source == "pictures" else []
     return {name: source.render(items) for name, items in splits.items()}, classes, names
 
 
-def _write(folder: Path, splits: dict[str, Arrays], classes: int, names: list[str]) -> None:
+def _write(folder: Path, splits: dict[str, Arrays], classes: int, names: list[str], files: Any = None) -> None:
+    """``files``: what stands for the content of images that are not kept."""
     digests = {name: content_digest(arrays) for name, arrays in splits.items()}
+    if files is not None:
+        digests = {name: digest([content, files]) for name, content in digests.items()}
     for name, arrays in splits.items():
         meta = {f"meta/{column}": values for column, values in arrays.meta.items()}
         np.savez(folder / f"{name}.npz", x=arrays.x, y=arrays.y, truth=arrays.truth, **meta)
@@ -173,7 +185,8 @@ def load(spec: DataSpec, cache: Cache) -> Dataset:
     key: dict[str, Any] = {"what": "splits", **spec.recipe()}
     if spec.source == "hf":
         key["files"] = hf.fingerprint(spec)
-    dataset = Dataset(cache.get("data", key, lambda folder: _write(folder, *make(spec))))
+    files = [spec.path, spec.config, spec.revision, key["files"]] if spec.stream else None
+    dataset = Dataset(cache.get("data", key, lambda folder: _write(folder, *make(spec), files)))
     pin = spec.pin()
     if pin is not None and pin != dataset.digest:
         raise UsageError(

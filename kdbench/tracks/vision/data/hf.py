@@ -1,7 +1,8 @@
 """Image data sets through ``datasets.load_dataset``: a name on the hub, or a local folder of images or Parquet files.
 
-For data that fit into memory at the task's ``size``: images are read once, brought to ``size`` x ``size`` RGB by
-Pillow's antialiased bilinear filter and kept as bytes in the cache.
+Images of data that fit into memory at the task's ``size`` are read once, brought to ``size`` x ``size`` RGB by Pillow's
+antialiased bilinear filter and kept as bytes in the cache. Those of streamed data stay where they are: what is kept is
+which image belongs where (see :mod:`kdbench.tracks.vision.streams`).
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def open_folder(spec: DataSpec) -> tuple[Folder, dict[str, Items], int]:
     missing = [name for name in PARTS if name not in own]
     if missing:
         train = own["train"]
-        shares = stratified(truth[train], spec.seed, (1 - 0.2 * len(missing), *[0.2] * len(missing)))
+        held = [spec.held] * len(missing)
+        shares = stratified(truth[train], spec.seed, (1 - sum(held), *held))
         own |= dict(zip(("train", *missing), (train[share] for share in shares), strict=True))
     count = len(names) or int(truth.max()) + 1
     items = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from kdbench.tracks.vision.models.base import Classifier, Taps
+from kdbench.tracks.vision.models.effnet import EfficientNetLite
 from kdbench.tracks.vision.models.mixer import Mixer
 from kdbench.tracks.vision.models.rn import ResNet
 from kdbench.tracks.vision.models.vit import ViT
@@ -32,13 +33,24 @@ __all__ = [
     "to_tokens",
 ]
 
-FAMILIES: dict[str, Callable[..., Classifier]] = {"rn": ResNet, "vit": ViT, "mixer": Mixer}
-KINDS: dict[str, str] = {}
+FAMILIES: dict[str, Callable[..., Classifier]] = {
+    "rn": ResNet,
+    "vit": ViT,
+    "mixer": Mixer,
+    "effnet_lite0": EfficientNetLite,
+}
+KINDS: dict[str, str] = {
+    "acm_vit": "kdbench.tracks.vision.models.acm:AcmViT",
+    "cells": "kdbench.tracks.vision.models.cells:CellNet",
+    "clients": "kdbench.tracks.vision.models.clients:Clients",
+    "mixture": "kdbench.tracks.vision.models.adaptive:Mixture",
+    "shared_head": "kdbench.tracks.vision.models.shared_head:SharedHead",
+}
 """Networks that methods make and no architecture names, ``module:Class`` by kind."""
 
 
 def family(arch: str) -> str:
-    """``rn``, ``vit``, ``mixer`` or ``hf``."""
+    """``rn``, ``vit``, ``mixer``, ``effnet_lite0`` or ``hf``."""
     return re.split(r"[(:]", arch, maxsplit=1)[0]
 
 
@@ -54,7 +66,7 @@ def build(arch: str, num_classes: int, size: int = 16, *, pretrained: bool = Fal
         from kdbench.tracks.vision.models.hf import HFClassifier
 
         return HFClassifier.open(arch[3:], num_classes, pretrained=pretrained)
-    numbers = [int(number) for number in re.findall(r"\d+", arch)]
+    numbers = [int(number) for number in re.findall(r"\d+", arch.partition("(")[2])]
     model = FAMILIES[kind](*numbers, num_classes=num_classes, size=size)
     model.arch = arch
     return model

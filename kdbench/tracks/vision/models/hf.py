@@ -24,6 +24,14 @@ def _last_linear(network: nn.Module, classes: int) -> nn.Linear:
     return layers[-1]
 
 
+def _processor(name: str) -> dict[str, Any]:
+    """What ``preprocessor_config.json`` of a folder or a hub name says; nothing where there is none."""
+    from transformers.utils import cached_file
+
+    found = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    return {} if found is None else json.loads(Path(found).read_text())
+
+
 class HFClassifier(Classifier):
     """A transformers image classifier fed with the track's images.
 
@@ -62,8 +70,7 @@ class HFClassifier(Classifier):
             raise UsageError(f"no image classifier of transformers can be loaded from {place}: {error}") from error
         if network.config.num_labels != num_classes:
             raise UsageError(f"hf:{place} has {network.config.num_labels} classes, but the task has {num_classes}")
-        processor = folder / "preprocessor_config.json"
-        return cls(network, json.loads(processor.read_text()) if processor.is_file() else {})
+        return cls(network, _processor(name))
 
     def head(self) -> nn.Linear:
         return _last_linear(self.network, self.num_classes)

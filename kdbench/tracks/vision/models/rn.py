@@ -1,4 +1,4 @@
-"""Residual networks ``rn(w, n)`` after He et al., CVPR 2016, for small images."""
+"""Residual networks ``rn(w, n)`` and ``rn(w, a, b, c)`` after He et al., CVPR 2016, for small images."""
 
 from __future__ import annotations
 
@@ -29,19 +29,23 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(Classifier):
-    """Stem 3x3 with stride 2 to ``w`` channels, three stages of ``n`` basic blocks with w, 2w, 4w channels."""
+    """Stem 3x3 with stride 2 to ``w`` channels, three stages of basic blocks with w, 2w, 4w channels.
 
-    def __init__(self, w: int, n: int, *, num_classes: int, size: int = 16) -> None:
-        if w < 1 or n < 1:
-            raise ValueError(f"rn({w},{n}): width and blocks are at least 1")
+    ``blocks`` of each stage: one number for all three, or three.
+    """
+
+    def __init__(self, w: int, *blocks: int, num_classes: int, size: int = 16) -> None:
+        if w < 1 or min(blocks) < 1:
+            raise ValueError(f"rn({','.join(map(str, (w, *blocks)))}): width and blocks are at least 1")
         super().__init__()
         self.num_classes = num_classes
         self.stem = nn.Sequential(_conv(3, w, 3, 2), nn.BatchNorm2d(w), nn.ReLU())
         self.stages = nn.ModuleList()
         c_in = w
-        for width, stride in ((w, 1), (2 * w, 2), (4 * w, 2)):
-            blocks = [BasicBlock(c_in if i == 0 else width, width, stride if i == 0 else 1) for i in range(n)]
-            self.stages.append(nn.Sequential(*blocks))
+        depths = blocks * 3 if len(blocks) == 1 else blocks
+        for n, width, stride in zip(depths, (w, 2 * w, 4 * w), (1, 2, 2), strict=True):
+            stage = [BasicBlock(c_in if i == 0 else width, width, stride if i == 0 else 1) for i in range(n)]
+            self.stages.append(nn.Sequential(*stage))
             c_in = width
         self.fc = nn.Linear(c_in, num_classes)
 
