@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from kdbench.resolve import Asked
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
+"""Names under which modules are distributed, where these differ by more than dashes."""
 SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
 """Schemes of tracking URIs that MLflow 3 takes; ``file`` is in maintenance mode there and refused."""
 
@@ -72,7 +74,7 @@ def installed(name: str) -> bool:
 
 def install_hint(module: str) -> str:
     """The command that installs what a module comes with."""
-    distribution = module.replace("_", "-")
+    distribution = DISTRIBUTIONS.get(module, module).replace("_", "-")
     for requirement in metadata.requires("kdbench") or ():
         match = re.match(r"([A-Za-z0-9._-]+).*extra == ['\"]([^'\"]+)['\"]", requirement)
         if match and match[1].lower().replace("_", "-") == distribution.lower() and match[2] != "dev":

@@ -8,10 +8,12 @@ functions take probabilities (..., C) that sum to 1 and keep their precision; ch
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import TypeAlias
 
+import numpy as np
 import torch
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize
 from torch import Tensor
 
 Operator: TypeAlias = Callable[[Tensor, float], Tensor]
@@ -27,7 +29,8 @@ def normalise(values: Tensor) -> Tensor:
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
     """KL(p || q) in nats, (..., C) to (...); 0 log 0 is 0."""
-    return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(-1)
+    pointwise: Tensor = torch.special.xlogy(p, p) - torch.special.xlogy(p, q)
+    return pointwise.sum(-1)
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
@@ -37,7 +40,8 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 
 def entropy(p: Tensor) -> Tensor:
     """Shannon entropy in nats, (..., C) to (...)."""
-    return torch.special.entr(p).sum(-1)
+    pointwise: Tensor = torch.special.entr(p)
+    return pointwise.sum(-1)
 
 
 # --- softening --------------------------------------------------------------------------------------------------------
@@ -162,6 +166,51 @@ TOLERANCE = {"valid": 1e-12, "ranking": 0.0, "continuity": 1e-6, "entropy": 1e-1
 def satisfied(violations: dict[str, float]) -> dict[str, bool]:
     """Which axioms of :func:`softening_violations` hold."""
     return {name: value <= TOLERANCE[name] for name, value in violations.items()}
+
+
+def axiom_matrix(generator: torch.Generator, points: int = 200, classes: int = 10) -> dict[str, dict[str, bool]]:
+    """Which axioms hold for each operator and each planted violator, on uniformly random points of the simplex."""
+    p = normalise(-torch.rand(points, classes, generator=generator, dtype=torch.float64).log())
+    known = SOFTENING | VIOLATORS
+    return {name: satisfied(softening_violations(operator, p)) for name, operator in known.items()}
+
+
+# --- equivalence of temperatures --------------------------------------------------------------------------------------
+
+
+def linear_fit(x: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Weights (C, d), centred over the classes, of the linear softmax student that fits probabilities (N, C) to (N, d).
+
+    By cross-entropy to its minimum.
+    """
+    n, classes, d = len(x), target.shape[1], x.shape[1]
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        z = x @ flat.reshape(classes, d).T
+        shift = z.max(1, keepdims=True)
+        total = np.log(np.exp(z - shift).sum(1, keepdims=True)) + shift
+        return float((target * (total - z)).sum() / n), ((np.exp(z - total) - target).T @ x / n).ravel()
+
+    found = minimize(objective, np.zeros(classes * d), jac=True, method="BFGS", options={"gtol": 1e-10})
+    weights = np.asarray(found.x).reshape(classes, d)
+    return np.asarray(weights - weights.mean(0))
+
+
+def temperature_equivalence(
+    rng: np.random.Generator, t1: float = 1.0, t2: float = 3.0, n: int = 80, d: int = 3, classes: int = 4
+) -> tuple[float, float]:
+    """Largest deviation of W_T2 from W_T1 T1 / T2 for power-softened targets that a linear softmax student can realize.
+
+    And the mean share of inputs on which fits to two operators' targets at T2 predict the same class: other operators
+    keep the order of the target's classes, but not a linear student's predictor.
+    """
+    x = rng.normal(size=(n, d))
+    p = torch.from_numpy(x @ rng.normal(size=(d, classes))).softmax(-1)
+    one, two = (linear_fit(x, power(p, t).numpy()) for t in (t1, t2))
+    fits = [linear_fit(x, operator(p, t2).numpy()) for operator in SOFTENING.values()]
+    decisions = [(x @ each.T).argmax(1) for each in fits]
+    alike = [float((a == b).mean()) for a, b in combinations(decisions, 2)]
+    return float(np.abs(two - one * t1 / t2).max()), float(np.mean(alike))
 
 
 # --- teachers of teachers ---------------------------------------------------------------------------------------------

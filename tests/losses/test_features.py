@@ -5,6 +5,9 @@ import torch
 
 from kdbench.losses.features import (
     batch_gram,
+    channel_correlation,
+    class_similarity,
+    head_gradient,
     hint,
     pairwise_distance,
     relational_angle,
@@ -77,3 +80,35 @@ def test_relations_of_one_sample_are_nil_and_have_a_gradient(relation):
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
     assert student.grad is not None
     assert torch.isfinite(student.grad).all()
+
+
+def test_head_gradient_is_that_of_autograd_and_is_differentiable():
+    penult, y = features(), torch.tensor([0, 1, 2, 0, 1, 2])
+    penult.requires_grad_()
+    head = torch.nn.Linear(5, 3).double()
+    logits = head(penult)
+    (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y), head.weight, retain_graph=True)
+    made = head_gradient(penult, logits, y)
+    assert torch.allclose(made, expected)
+    made.square().sum().backward()
+    assert penult.grad.abs().sum() > 0
+
+
+def test_class_similarity_ignores_rotation_scale_and_width():
+    rows = features(4)
+    assert class_similarity(3 * rows @ rotation(), rows).item() == pytest.approx(0, abs=1e-12)
+    assert class_similarity(features(4, 7), rows).item() == pytest.approx(
+        (batch_gram(features(4, 7)) - batch_gram(rows)).square().sum().item() / 4
+    )
+
+
+def test_channel_correlation_compares_each_class_by_itself():
+    rows = features(4)
+    assert channel_correlation(-2 * rows, rows).item() == pytest.approx(0, abs=1e-12)  # the sign of a row is lost
+    other = rows.clone()
+    other[0] = other[0].roll(1)
+    one = channel_correlation(other, rows).item()
+    outer = [torch.nn.functional.normalize(torch.outer(r, r), dim=1) for r in (other[0], rows[0])]
+    assert one == pytest.approx((outer[0] - outer[1]).square().sum().item() / 20)
+    with pytest.raises(ValueError, match="widths 5 and 7"):
+        channel_correlation(rows, features(4, 7))

@@ -31,7 +31,8 @@ def test_shares_are_beta_distributed(alpha: float) -> None:
 
 def test_drawing_with_replacement_leaves_more_of_the_batch_mixed() -> None:
     keep, size = 0.9, 20_000
-    mixed = {how: float((shares(size, 1.0, rng(), keep=keep, replacement=how) < 1).float().mean()) for how in (0, 1)}
+    drawn = {how: shares(size, 1.0, rng(), keep=keep, replacement=how) for how in (False, True)}
+    mixed = {how: float((values < 1).double().mean()) for how, values in drawn.items()}
     assert mixed[False] == pytest.approx(1 - keep, abs=1e-9)
     assert mixed[True] == pytest.approx(math.exp(-keep), abs=0.01)
 

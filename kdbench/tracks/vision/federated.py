@@ -155,7 +155,7 @@ def client_metrics(task: VisionTask, clients: Clients) -> dict[str, float]:
     """
     federation, test = Federation.of(task), task.split("test")
     logits = [task.predict(member, test.x) for member in clients.members]
-    correct = torch.stack([each.argmax(1) == test.y for each in logits]).float()
+    correct = torch.stack([each.argmax(1) == test.y for each in logits]).double()
     at_home = federation.classes[:, test.y]
     values = {
         "local_top1": _mean(correct, at_home),

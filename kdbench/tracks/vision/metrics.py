@@ -169,3 +169,23 @@ def norm_spread(weight: Tensor) -> float:
     """Standard deviation over mean of the norms of the class weights (C, D) of a linear head; 0 where all are equal."""
     norms = weight.detach().double().norm(dim=1)
     return (norms.std(correction=0) / norms.mean()).item()
+
+
+def few_shot_accuracy(
+    features: Tensor, y: Tensor, classes: tuple[int, ...], shots: int, generator: torch.Generator, episodes: int = 20
+) -> float:
+    """Accuracy among new ``classes`` by the nearest mean of ``shots`` features of each; mean over random episodes.
+
+    ``features`` (N, D) with labels ``y`` (N,); nearness is the cosine (Snell et al., NeurIPS 2017, prototypes). Images
+    that are no prototype are classified. At most half of the images of a class are prototypes. In [0, 1].
+    """
+    features = F.normalize(features.double(), dim=1)
+    rows = [torch.nonzero(y == label).flatten() for label in classes]
+    shots = min(shots, *(len(each) // 2 for each in rows))
+    scores = []
+    for _ in range(episodes):
+        drawn = [each[torch.randperm(len(each), generator=generator).to(each.device)] for each in rows]
+        centres = torch.stack([features[each[:shots]].mean(0) for each in drawn])
+        nearest = [(features[each[shots:]] @ centres.T).argmax(1) for each in drawn]
+        scores.append(sum((found == number).double().mean().item() for number, found in enumerate(nearest)))
+    return sum(scores) / len(scores) / len(rows)

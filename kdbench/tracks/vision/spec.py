@@ -19,9 +19,13 @@ TEACHER_VERSION = 1
 TABLE_VERSION = 1
 """Bumped by hand when the trainings for tables of accuracies change."""
 
-ARCH = re.compile(r"(rn\(\d+,\d+(,\d+,\d+)?\)|vit\(\d+,\d+,\d+\)|mixer\(\d+,\d+\)|effnet_lite0\(\d+\)|hf:\S.*)")
-"""Architectures: ``rn(w,n)`` or ``rn(w,a,b,c)``, ``vit(d,L,h)``, ``mixer(d,L)``, ``effnet_lite0(R)``, or ``hf:`` with a
-folder or name of transformers."""
+ARCH = re.compile(
+    r"rn\(\d+,\d+(,\d+,\d+)?\)|vit\(\d+,\d+,\d+\)|mixer\(\d+,\d+\)|effnet_lite0\(\d+\)|hf:\S.*"
+    r"|resnet\(\d+(,\d+)?\)|wrn\(\d+,\d+\)|(vgg|mobilenetv2|shufflenetv2)\(\d+\)"
+)
+"""Architectures: ``rn(w,n)`` or ``rn(w,a,b,c)``, ``vit(d,L,h)``, ``mixer(d,L)``, ``effnet_lite0(R)``, the field's
+networks for images of 32 pixels (``resnet(d)``, ``resnet(d,4)``, ``wrn(d,k)``, ``vgg(d)``, ``mobilenetv2(PERCENT)``,
+``shufflenetv2(PERCENT)``), or ``hf:`` with a folder or name of transformers."""
 PRETRAINED = ("effnet_lite0",)
 """Families whose teachers are pretrained on ImageNet: all but the last layer is as it comes."""
 
@@ -160,8 +164,31 @@ class Pool(SpecModel):
     pool: int = Field(3000, ge=1)
 
 
+class Canvas(SpecModel):
+    """Images on a black canvas: at its centre for the student and the validation, shifted for the test.
+
+    The canvas has ``size`` pixels and a margin of ``reach`` on each side of the image. Shifts are whole pixels, uniform
+    up to ``reach`` in both directions. The teacher learns from ``copies`` shifted copies of each image.
+    """
+
+    kind: Literal["canvas"]
+    reach: int = Field(4, ge=1)
+    copies: int = Field(4, ge=1)
+
+
 Derive = Annotated[
-    LongTail | FewLabel | FewClass | Noisy | Webly | Mismatch | MultiDomain | PseudoDomain | Federated | Related | Pool,
+    LongTail
+    | FewLabel
+    | FewClass
+    | Noisy
+    | Webly
+    | Mismatch
+    | MultiDomain
+    | PseudoDomain
+    | Federated
+    | Related
+    | Pool
+    | Canvas,
     Field(discriminator="kind"),
 ]
 SHAPETEX_ONLY = ("webly", "ssl_mismatch", "multidomain", "pseudodomain", "related")
@@ -232,7 +259,11 @@ class DataSpec(SpecModel):
             raise ValueError(f"only shapetex has shifted domains; set ood to 0 for {self.source}")
         if self.stream and self.source != "hf":
             raise ValueError("stream is for source hf; the other sources fit into memory")
-        if self.source == "digits16" and self.size != 16:
+        if isinstance(self.derive, Canvas) and self.source not in ("digits16", "mnist5k"):
+            raise ValueError("canvas can be derived from digits16 and mnist5k only")
+        if self.inner() < 8:
+            raise ValueError(f"a margin of {self.size - self.inner()} pixels leaves nothing of {self.size}")
+        if self.source == "digits16" and self.inner() != 16:
             raise ValueError("digits16 has 16 x 16 pixels")
         if self.source != "shapetex" and self.derive is not None and self.derive.kind in SHAPETEX_ONLY:
             raise ValueError(f"{self.derive.kind} can be derived from shapetex only")
@@ -245,6 +276,10 @@ class DataSpec(SpecModel):
         """Data in memory are what they were before there were others, so that tasks keep their identity and pins."""
         unused = {"held": 0.2, "stream": False}
         return {name: value for name, value in dump(self).items() if name not in unused or value != unused[name]}
+
+    def inner(self) -> int:
+        """Height and width of the source's images in pixels, without the margin of a canvas."""
+        return self.size - 2 * self.derive.reach if isinstance(self.derive, Canvas) else self.size
 
     def recipe(self) -> dict[str, Any]:
         """Everything that decides the content."""
@@ -272,7 +307,7 @@ class DataSpec(SpecModel):
             recipe["derive"] = {"kind": derive.kind, "targets": derive.targets}
         elif isinstance(derive, MultiDomain):
             recipe["derive"] = {"kind": derive.kind, "domains": list(derive.domains)}
-        elif isinstance(derive, PseudoDomain):
+        elif isinstance(derive, PseudoDomain | Canvas):
             recipe["derive"] = derive.model_dump(mode="json")
         return recipe
 
@@ -286,7 +321,8 @@ def check_arch(arch: str) -> str:
     if not ARCH.fullmatch(text):
         raise ValueError(
             f"{arch!r} is no architecture of this track; expected rn(width,blocks), rn(width,blocks,blocks,blocks), "
-            "vit(width,depth,heads), mixer(width,depth), effnet_lite0(resolution) or hf:FOLDER"
+            "vit(width,depth,heads), mixer(width,depth), effnet_lite0(resolution), resnet(depth), wrn(depth,times), "
+            "vgg(depth), mobilenetv2(percent), shufflenetv2(percent) or hf:FOLDER"
         )
     return text
 
@@ -354,7 +390,11 @@ class SearchSpec(SpecModel):
     """Of the draw and of the trainings."""
 
 
+CIFAR = Recipe(optimizer="sgd", lr=0.05, schedule="multistep", weight_decay=5e-4, batch_size=64)
+"""Of CIFAR since Tian et al., ICLR 2020; 240 epochs. The rate of mobile networks is a fifth."""
 TEACHER_RECIPES: dict[str, Recipe] = {
+    **dict.fromkeys(("resnet", "wrn", "vgg"), CIFAR),
+    **dict.fromkeys(("mobilenetv2", "shufflenetv2"), CIFAR.model_copy(update={"lr": 0.01})),
     "rn": Recipe(optimizer="sgd", lr=0.1, schedule="onecycle", weight_decay=5e-4, batch_size=64),
     "vit": Recipe(optimizer="adamw", lr=2e-3, schedule="cosine", warmup=0.1, weight_decay=0.05, batch_size=64),
     "mixer": Recipe(optimizer="adamw", lr=3e-3, schedule="cosine", warmup=0.1, weight_decay=0.05, batch_size=64),

@@ -1,9 +1,9 @@
 """Images of data sets that do not fit into memory: decoded from their files batch by batch, some batches ahead.
 
-The protocol is that of ImageNet training since He et al. (CVPR 2016). Evaluation: the shorter side is brought to 8/7 of
-the size (256 for 224), the centre is cut out. Training: a window of 8 to 100 % of the area and an aspect ratio of 3/4 to
-4/3 (Szegedy et al., CVPR 2015), brought to the size, mirrored or not. Which window decides the epoch's seed with the
-image's number, not the order in which threads finish: equal seeds give equal batches.
+The protocol is that of ImageNet training since He et al. (CVPR 2016). Evaluation: the shorter side is brought to 8/7
+of the size (256 for 224), the centre is cut out. Training: a window of 8 to 100 % of the area, its aspect ratio between
+3/4 and 4/3 (Szegedy et al., CVPR 2015), brought to the size, mirrored or not. The epoch's seed and the image's number
+decide about the window, not the order in which threads finish: equal seeds give equal batches.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from kdbench.errors import ArtifactError, JobError, OverBudget, TestDataError, d
 from kdbench.task import Scores, Task
 from kdbench.tracks.vision import PACKS, data, metrics, spaces, streams, teachers
 from kdbench.tracks.vision.batches import Batch, Batches, Split
-from kdbench.tracks.vision.models import KINDS, Classifier, Taps, build, family, rebuild
+from kdbench.tracks.vision.models import FAMILIES, KINDS, Classifier, Taps, build, family, rebuild
 from kdbench.tracks.vision.models.adaptive import Adaptive
 from kdbench.tracks.vision.models.clients import Clients
 from kdbench.tracks.vision.models.hf import HFClassifier
@@ -28,7 +28,6 @@ TELLING = ("shape", "texture")
 """Metadata that tells the class."""
 NEVER = ("number",)
 """Metadata that serves to make an image again; its number alone tells the class."""
-REBUILT = ("rn", "vit", "mixer", "effnet_lite0")
 
 
 class VisionTask(Task):
@@ -154,8 +153,8 @@ class VisionTask(Task):
         """Batches of a split in a new random order each epoch; the last batch of an epoch may be smaller.
 
         ``indices`` are positions in the split to draw from. ``augment`` changes each image as the task's ``augment``
-        says, or rolls it by up to 2 pixels where the task names none; by default as the task says. ``purpose`` names the random stream: loaders with the default give every method
-        the same order.
+        says, or rolls it by up to 2 pixels where the task names none; by default as the task says. ``purpose`` names
+        the random stream: loaders with the default give every method the same order.
         """
         part = self.split(split) if isinstance(split, str) else split
         if indices is not None:
@@ -506,7 +505,7 @@ class VisionTask(Task):
             return HFClassifier.open(str(folder), self.num_classes, pretrained=True).to(self.device).eval()
         if config.get("kind") in KINDS:
             model = rebuild(config["kind"], config["config"])
-        elif arch is not None and family(arch) in REBUILT:
+        elif arch is not None and family(arch) in FAMILIES:
             model = build(arch, config["num_classes"], config["size"])
         else:
             raise ArtifactError(f"{folder} holds the weights of a {config['class']}, which the track cannot build")

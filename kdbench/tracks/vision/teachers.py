@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ from kdbench.tracks.vision.models import Classifier, build, family
 from kdbench.tracks.vision.spec import PRETRAINED, TEACHER_RECIPES, TeacherSpec, VisionSpec
 from kdbench.training import loop
 from kdbench.training.mixing import mix
+
+if TYPE_CHECKING:
+    from kdbench.tracks.vision.task import VisionTask
 
 EVAL_BATCH = 500
 TRANSFER_BATCH = 100
@@ -171,7 +175,7 @@ def transfer(spec: TeacherSpec, dataset: data.Dataset, size: int, seed: int, dev
 def teacher_recipe(spec: VisionSpec) -> Recipe:
     """How the task's teacher was trained; for one of transformers, how the task trains its students."""
     assert spec.teacher is not None
-    return TEACHER_RECIPES.get(family(spec.teacher.arch), spec.recipe)
+    return spec.teacher.recipe or TEACHER_RECIPES.get(family(spec.teacher.arch), spec.recipe)
 
 
 def train_on(
@@ -238,10 +242,12 @@ def load(spec: VisionSpec, name: str, cache: Cache, device: torch.device, classe
     """The teacher ``name`` on the CPU: loaded from its folder of transformers, from the cache, or trained now."""
     teacher = spec.all_teachers()[name]
     if family(teacher.arch) == "hf":
-        return build(teacher.arch, classes, spec.data.size, pretrained=True).eval()
+        with torch.random.fork_rng(devices=[]):
+            return build(teacher.arch, classes, spec.data.size, pretrained=True).eval()
     folder = cache.get("teacher", spec.teacher_recipe(name), lambda made: make(spec, name, cache, made, device))
     about = json.loads((folder / "teacher.json").read_text())
-    model = build(teacher.arch, about["classes"], about["size"])
+    with torch.random.fork_rng(devices=[]):  # whether a teacher is loaded early or late changes no random number
+        model = build(teacher.arch, about["classes"], about["size"])
     model.load_state_dict(
         {k: t.float() if t.is_floating_point() else t for k, t in load_file(folder / "model.safetensors").items()}
     )

@@ -20,6 +20,8 @@ BASELINE = Baseline(
         "related",
         "active",
         "search",
+        "shifted",
+        "prune",
     ],
     tags=["floor"],
 )

@@ -126,12 +126,13 @@ def train(task, params):
 @torch.no_grad()
 def branch_accuracies(task, student, stages, branches):
     """Top-1 on the validation data of each branch."""
-    val = task.split("val")
-    taps = student.eval().taps(val.x)
-    return {
-        f"branch{k}_val_top1": float((branch.eval()(stage_of(taps, k)).argmax(1) == val.y).float().mean())
-        for k, branch in zip(stages, branches, strict=True)
-    }
+    right, val = dict.fromkeys(stages, 0), task.split("val")
+    student.eval(), branches.eval()
+    for batch in val.batches(500):
+        taps = student.taps(batch.x)
+        for k, branch in zip(stages, branches, strict=True):
+            right[k] += int((branch(stage_of(taps, k)).argmax(1) == batch.y).sum())
+    return {f"branch{k}_val_top1": right[k] / len(val) for k in stages}
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ BASELINE = Baseline(
     slug="random_subset",
     title="Distillation on a random subset",
     track="vision",
-    tasks=["classify", "ensemble", "hetero", "longtail", "noisy", "mismatch", "multidomain", "webly"],
+    tasks=["classify", "ensemble", "hetero", "longtail", "noisy", "mismatch", "multidomain", "webly", "prune"],
     requires=["logits"],
     tags=["data-selection"],
 )

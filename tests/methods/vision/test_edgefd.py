@@ -51,7 +51,7 @@ def test_filters_differ_in_what_is_sent(smoke):
 def test_the_score_is_the_mean_over_the_clients(smoke, tmp_path):
     outcome = smoke("local_only", "federated", {"models": ["rn(2,1)"]})
     assert outcome.status == "ok", outcome.error
-    assert outcome.extra["worst_client_top1"] <= outcome.metrics["top1"]
+    assert outcome.extra["worst_client_top1"] <= outcome.metrics["top1"] + 1e-9
     assert outcome.extra["round_upload_bytes"] == 0
     held = outcome.extra["local_top1"], outcome.extra["foreign_top1"]
     assert min(held) <= outcome.metrics["top1"] <= max(held)

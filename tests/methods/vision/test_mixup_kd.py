@@ -65,23 +65,22 @@ def test_dividing_by_the_deviation_changes_no_prediction():
 def test_without_mixing_and_with_a_fixed_temperature_it_is_kd(smoke):
     one, other = smoke("mixup_kd", "digits-gap", {"mixing": "none", "temperature": 4.0}), smoke("kd", "digits-gap")
     assert one.status == "ok", one.error
-    assert one.metrics == pytest.approx(other.metrics, rel=1e-4)
+    assert one.metrics["nll"] == pytest.approx(other.metrics["nll"], rel=1e-4)
     assert one.extra["mixed_share"] == 0
 
 
 def test_keeping_every_image_is_mixing_none(smoke):
     # a permutation within each batch is left, which changes sums in their last bits alone
-    kept = smoke("mixup_kd", "digits-gap", {"fraction": 1.0, "replacement": False})
-    none = smoke("mixup_kd", "digits-gap", {"mixing": "none"})
+    kept = smoke("mixup_kd", "digits-gap", {"fraction": 1.0, "replacement": False, "temperature": 4.0})
     assert kept.extra["mixed_share"] == 0
-    assert kept.metrics["nll"] == pytest.approx(none.metrics["nll"], rel=1e-3)
+    assert kept.metrics["nll"] == pytest.approx(smoke("kd", "digits-gap").metrics["nll"], rel=1e-3)
 
 
 def test_the_teacher_sees_the_mixed_images(smoke):
     outcome = smoke("mixup_kd", "digits-gap", {"fraction": 0.0})
     assert outcome.extra["mixed_share"] == 1
     assert outcome.cost["teacher_queries"] == outcome.cost["samples"]
-    assert outcome.cost["flops"] > smoke("mixup_kd", "digits-gap", {"mixing": "none"}).cost["flops"]
+    assert outcome.cost["flops"] > smoke("kd", "digits-gap").cost["flops"]  # which takes stored answers
 
 
 @pytest.mark.parametrize("values", [{"mixing": "cutmix"}, {"teacher": "mixup10", "beta": 0.2}, {"teacher": "smoothed"}])

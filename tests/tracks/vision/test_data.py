@@ -19,6 +19,8 @@ SMALL = {"source": "shapetex", "teacher": 600, "train": 300, "val": 60, "test": 
 
 
 def spec_of(**fields: object) -> DataSpec:
+    if isinstance(fields.get("derive"), dict) and fields["derive"].get("kind") == "canvas":
+        fields = {"source": "digits16", "size": 22, **fields}
     return DataSpec.model_validate({**SMALL, **fields})
 
 
@@ -42,6 +44,7 @@ DERIVED = {
     "fed": {"kind": "fed", "clients": 4, "images": 60, "proxy": 40},
     "related": {"kind": "related", "labels": 2, "unlabeled": 60},
     "pool": {"kind": "pool", "labeled": 30, "pool": 90},
+    "canvas": {"kind": "canvas", "reach": 3},
 }
 
 
@@ -292,7 +295,7 @@ def test_pools_are_new_to_the_teacher(tmp_path: Path) -> None:
 def test_teachers_are_shared_exactly_where_their_data_are_equal() -> None:
     plain = spec_of().teacher_recipe()
     shared = {kind: spec_of(derive=fields).teacher_recipe() == plain for kind, fields in DERIVED.items()}
-    own = {"longtail", "noisy", "ssl_mismatch", "multidomain", "pseudodomain"}
+    own = {"longtail", "noisy", "ssl_mismatch", "multidomain", "pseudodomain", "canvas"}
     assert {kind for kind, equal in shared.items() if not equal} == own
     assert spec_of(train=30).teacher_recipe() == plain
     assert spec_of(seed=1).teacher_recipe() != plain
@@ -399,3 +402,19 @@ def test_impossible_sizes_are_refused(fields: dict[str, object], message: str) -
 def test_first_per_class_takes_the_first() -> None:
     labels = np.array([0, 1, 0, 1, 0])
     assert first_per_class(labels, np.array([2, 1])).tolist() == [True, True, True, False, False]
+
+
+def test_canvas_shifts_the_test_images_and_the_teachers_alone() -> None:
+    spec = spec_of(derive={"kind": "canvas", "reach": 3, "copies": 2})
+    splits = data.make(spec)[0]
+    for name, part in splits.items():
+        assert part.x.shape[2:] == (22, 22)
+        shifted = np.stack([part.meta["dx"], part.meta["dy"]])
+        assert (np.abs(shifted).max() == 3) if name == "test" else not shifted.any()
+        inside = real.load("digits16", 16)[0][part.meta["number"]]
+        for image, digit, dx, dy in zip(part.x[:20], inside, *shifted, strict=False):
+            assert np.array_equal(image[:, 3 + dy : 19 + dy, 3 + dx : 19 + dx], digit)
+            assert image.sum() == digit.sum()
+    teacher = derive.teacher_items(spec, data._source(spec).splits["teacher"], 10)
+    assert len(teacher) == 2 * 600
+    assert len(np.unique(teacher.columns["dx"])) == 7

@@ -17,8 +17,10 @@ SHIPPED = [
     "shapetex-coarse",
     "shapetex-large-teacher",
     "shapetex-fewclass",
+    "shapetex-mixup",
     "digits-gap",
     "digits-fewlabel",
+    "digits-mixup",
 ]
 SHIPPED += [
     "mnist5k",

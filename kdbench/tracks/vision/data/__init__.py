@@ -100,7 +100,9 @@ class _Source:
         elif self.spec.source == "pictures":
             x, meta = pictures.render(items.index, self.spec.seed, self.spec.size), {}
         else:
-            x, meta = real.load(self.spec.source, self.spec.size)[0][items.index], {}
+            x, meta = real.load(self.spec.source, self.spec.inner())[0][items.index], {}
+            if "dx" in items.columns:
+                x = real.on_canvas(x, self.spec.size, items.columns["dx"], items.columns["dy"])
         own = {name: values for name, values in items.columns.items() if name not in ("hue", "sigma")}
         return Arrays(x, items.y.astype(np.int64), items.truth.astype(np.int64), {**own, **meta, "number": items.index})
 
@@ -127,7 +129,7 @@ def _source(spec: DataSpec) -> _Source:
     elif spec.source == "pictures":
         parts, classes = pictures.items(spec.seed)
     else:
-        labels = real.load(spec.source, spec.size)[1]
+        labels = real.load(spec.source, spec.inner())[1]
         parts, classes = real.items(labels, spec.seed), int(labels.max()) + 1
     teacher = _prefix(parts["train"], spec.teacher, "teacher")
     splits = {

@@ -13,6 +13,7 @@ from kdbench.tracks.vision.data import shapetex
 from kdbench.tracks.vision.data.items import Items, first_per_class, join
 from kdbench.tracks.vision.spec import (
     SHAPETEX_CLASSES,
+    Canvas,
     DataSpec,
     Federated,
     FewClass,
@@ -35,7 +36,7 @@ def rng_of(spec: DataSpec, purpose: int) -> np.random.Generator:
     return np.random.default_rng([spec.seed, purpose])
 
 
-PERMUTATION, FLIPS, CLASSES, CLIENTS, DRAWS = range(5)
+PERMUTATION, FLIPS, CLASSES, CLIENTS, DRAWS, SHIFTS, TEACHER_SHIFTS = range(7)
 
 
 # --- pure parts -------------------------------------------------------------------------------------------------------
@@ -246,6 +247,16 @@ def pool(spec: DataSpec, derive: Pool, base: Splits, classes: int) -> Splits:
     return {"train": rest.take(rows[: derive.labeled]), "pool": rest.take(rows[derive.labeled :]).hidden()}
 
 
+def _shifted(items: Items, spec: DataSpec, derive: Canvas, purpose: int) -> Items:
+    shifts = rng_of(spec, purpose).integers(-derive.reach, derive.reach + 1, size=(2, len(items)))
+    return items.having(dx=shifts[0], dy=shifts[1])
+
+
+def canvas(spec: DataSpec, derive: Canvas, base: Splits, classes: int) -> Splits:
+    centred = {name: base[name].having(dx=0, dy=0) for name in ("train", "val")}
+    return {**centred, "test": _shifted(base["test"], spec, derive, SHIFTS)}
+
+
 DERIVATIONS: dict[str, Callable[..., Splits]] = {
     "longtail": longtail,
     "fewlabel": fewlabel,
@@ -258,6 +269,7 @@ DERIVATIONS: dict[str, Callable[..., Splits]] = {
     "fed": federated,
     "related": related,
     "pool": pool,
+    "canvas": canvas,
 }
 """Each takes (data spec, its own part, splits of the source, number of classes) and returns the splits that change."""
 
@@ -281,6 +293,9 @@ def teacher_items(spec: DataSpec, teacher: Items, classes: int) -> Items:
     if isinstance(derive, PseudoDomain):
         cells, cut = _pseudo(derive)
         return _spread(cells[:cut], len(teacher), TEACHER, list(range(cut)))
+    if isinstance(derive, Canvas):
+        copies = teacher.take(np.tile(np.arange(len(teacher)), derive.copies))
+        return _shifted(copies, spec, derive, TEACHER_SHIFTS)
     return teacher
 
 

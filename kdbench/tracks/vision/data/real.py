@@ -49,6 +49,16 @@ def load(source: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(grey[:, None], 3, axis=1), labels.astype(np.int64)
 
 
+def on_canvas(images: np.ndarray, size: int, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Images (N, 3, P, P) uint8 on black canvases (N, 3, size, size), ``dx`` right and ``dy`` down of their centres."""
+    side = images.shape[-1]
+    margin = (size - side) // 2
+    made = np.zeros((len(images), 3, size, size), dtype=images.dtype)
+    for image, placed, x, y in zip(images, made, margin + dx, margin + dy, strict=True):
+        placed[:, y : y + side, x : x + side] = image
+    return made
+
+
 def in_turn(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """``rows`` reordered so that the classes come in turn as long as they last."""
     classes = labels[rows]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from kdbench.tracks.vision.models.base import Classifier, Taps
+from kdbench.tracks.vision.models.cifar import CifarResNet, MobileNetV2, ShuffleNetV2, Vgg, WideResNet
 from kdbench.tracks.vision.models.effnet import EfficientNetLite
 from kdbench.tracks.vision.models.mixer import Mixer
 from kdbench.tracks.vision.models.rn import ResNet
@@ -38,19 +39,26 @@ FAMILIES: dict[str, Callable[..., Classifier]] = {
     "vit": ViT,
     "mixer": Mixer,
     "effnet_lite0": EfficientNetLite,
+    "resnet": CifarResNet,
+    "wrn": WideResNet,
+    "vgg": Vgg,
+    "mobilenetv2": MobileNetV2,
+    "shufflenetv2": ShuffleNetV2,
 }
 KINDS: dict[str, str] = {
     "acm_vit": "kdbench.tracks.vision.models.acm:AcmViT",
     "cells": "kdbench.tracks.vision.models.cells:CellNet",
     "clients": "kdbench.tracks.vision.models.clients:Clients",
     "mixture": "kdbench.tracks.vision.models.adaptive:Mixture",
+    "nac": "kdbench.tracks.vision.models.nac:ModularNac",
     "shared_head": "kdbench.tracks.vision.models.shared_head:SharedHead",
+    "vmoe": "kdbench.tracks.vision.models.moe:ModularMoE",
 }
 """Networks that methods make and no architecture names, ``module:Class`` by kind."""
 
 
 def family(arch: str) -> str:
-    """``rn``, ``vit``, ``mixer``, ``effnet_lite0`` or ``hf``."""
+    """What precedes the numbers of an architecture, a key of ``FAMILIES``, or ``hf``."""
     return re.split(r"[(:]", arch, maxsplit=1)[0]
 
 
