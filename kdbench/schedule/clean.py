@@ -84,7 +84,7 @@ class Clean:
     def _drop_modules(self, method_folder: Path) -> None:
         """Forget the modules that the job imported of kdbench and of its method: they may hold state of theirs."""
         dropped = []
-        for name in [name for name in sys.modules if name not in self._modules]:
+        for name in sys.modules.keys() - self._modules:
             file = getattr(sys.modules[name], "__file__", None)
             if name.startswith(OWN) or (file is not None and Path(file).parent == method_folder):
                 del sys.modules[name]

@@ -89,9 +89,9 @@ class LocalExecutor:
         return never_fits(demand, self._capacity)
 
     def submit(self, work: Work) -> None:
-        if self._control is None:
-            self._control = self._start()
         self._running[work.id] = _Known()
+        if self._control is None:
+            self._start()
         gpus = [self.gpus[number].id for number in work.slot.gpus]
         order = {
             "do": "start",
@@ -146,7 +146,7 @@ class LocalExecutor:
 
     # --- the server -------------------------------------------------------------------------------------------------
 
-    def _start(self) -> Connection:
+    def _start(self) -> None:
         """Start the fork server; it takes orders at once and carries them out when its imports are done."""
         mine, theirs = Pipe()
         read, write = os.pipe()
@@ -175,8 +175,8 @@ class LocalExecutor:
             "plugins": [str(path) for path in self.context.plugins],
             "provenance": dict(self.context.provenance),
         }
-        mine.send_bytes(json.dumps(config).encode())
-        return mine
+        self._control = mine
+        self._tell(config)
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         try:

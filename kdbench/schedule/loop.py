@@ -21,7 +21,7 @@ from kdbench.schedule.events import Events
 from kdbench.schedule.executor import Ended, Event, Executor, Progress, Resized, Started, Usage, Work
 from kdbench.schedule.interrupts import Interrupts
 from kdbench.schedule.learning import Learning
-from kdbench.schedule.ledger import Held, Ledger, stopped_by
+from kdbench.schedule.ledger import Ending, Held, Ledger, stopped_by
 from kdbench.schedule.lineup import line_up
 from kdbench.schedule.order import Item, Preparation, Queue
 from kdbench.schedule.packing import Capacity, Slot
@@ -110,6 +110,8 @@ class Loop:
         self.elsewhere: dict[str, Item] = {}
         """Work that another run has."""
         self.running: dict[str, _Running] = {}
+        self.over: list[tuple[Job, Held, Ending]] = []
+        """Jobs whose outcomes are still to be recorded; their slots are free again."""
         self.retrying: dict[str, Held] = {}
         """Of work that waits to be tried once more."""
         self.cancelled: set[str] = set()
@@ -146,6 +148,7 @@ class Loop:
                 self._look_at_requests()
                 more = self._launch()
                 self._look_elsewhere()
+            more = self._record() or more
             for event in self.executor.poll(0.0 if more else PAUSE):
                 self._handle(event)
 
@@ -155,7 +158,8 @@ class Loop:
         try:
             with self.interrupts.held():
                 self.executor.close()
-                for held in [*(running.held for running in self.running.values()), *self.retrying.values()]:
+                over = [held for _, held, _ in self.over]
+                for held in [*(running.held for running in self.running.values()), *self.retrying.values(), *over]:
                     held.claim.release()
                 attempts.settle(self.run.results)
         except KeyboardInterrupt:
@@ -168,8 +172,8 @@ class Loop:
 
     def _unfinished(self) -> bool:
         if self._stop_at is not None:
-            return bool(self.running) and self.clock() < self._stop_at
-        return bool(len(self.queue) or self.waiting or self.elsewhere or self.running)
+            return bool(self.over) or (bool(self.running) and self.clock() < self._stop_at)
+        return bool(len(self.queue) or self.waiting or self.elsewhere or self.running or self.over)
 
     def _check_interruption(self) -> None:
         if self.interrupts.number is None or self._stop_at is not None:
@@ -253,6 +257,7 @@ class Loop:
         outcome = self.ledger.by_others(item.id)
         if outcome is None:
             return False
+        self._learn(outcome)
         self._finished(item.job, outcome)
         return True
 
@@ -303,6 +308,7 @@ class Loop:
             outcome = self.ledger.publish_unstarted(item.job, held)
         finally:
             held.claim.release()
+        self._learn(outcome)
         self._finished(item.job, outcome)
 
     def _remove_waiting(self, id: str) -> Item | None:
@@ -358,30 +364,44 @@ class Loop:
         del self.running[item.id]
         self.free = self.free.give(running.slot)
         self.queue.charge(item, ended.seconds)
+        recorded = True
         try:
             if item.preparation is not None:
                 self._preparation_ended(running, item.preparation, ended)
             else:
-                self._job_ended(running, ended)
+                recorded = self._job_ended(running, ended)
         finally:
             self.cancelled.discard(item.id)
-            if item.id not in self.retrying:
+            if recorded and item.id not in self.retrying:
                 held.claim.release()
 
-    def _job_ended(self, running: _Running, ended: Ended) -> None:
+    def _job_ended(self, running: _Running, ended: Ended) -> bool:
+        """Returns False where the outcome will be recorded while something else runs in the job's place."""
         job, held = running.item.job, running.held
         ending = self.ledger.ending(job, held, ended)
         outcome = ending.outcome
         if outcome.status == "interrupted" and self._stop_at is not None:
             self.events.job_stopped(job)
-            return  # as if it had never started
+            return True  # as if it had never started
+        self._learn(outcome)  # others like it should not run out of memory, too
         if outcome.error is not None and self._left_for_later(running, outcome.status, outcome.error, ended.seconds):
-            self._learn(outcome)  # others like it should not run out of memory, too
             self.events.job_stopped(job)
-            return
-        with self.interrupts.held():
-            outcome = self.ledger.publish(held, ending)
-        self._finished(job, outcome)
+            return True
+        self.over.append((job, held, ending))
+        return False
+
+    def _record(self) -> bool:
+        """Put the outcomes of jobs that are over into the spool and tell of them; whether there were any."""
+        if not self.over:
+            return False
+        while self.over:
+            job, held, ending = self.over[0]
+            with self.interrupts.held():
+                outcome = self.ledger.publish(held, ending)
+            self._finished(job, outcome)
+            held.claim.release()
+            del self.over[0]
+        return True
 
     def _preparation_ended(self, running: _Running, preparation: Preparation, ended: Ended) -> None:
         if ended.code == 0:
@@ -401,6 +421,7 @@ class Loop:
             try:
                 if not self._is_done(item):
                     outcome = self.ledger.publish_without_teacher(item.job, mine, held, ended)
+                    self._learn(outcome)
                     self._finished(item.job, outcome)
             finally:
                 mine.claim.release()
@@ -437,7 +458,6 @@ class Loop:
 
     def _finished(self, job: Job, outcome: Outcome) -> None:
         self.statuses[job.id] = outcome.status
-        self._learn(outcome)
         self.events.job_finished(job, outcome)
 
     def _learn(self, outcome: Outcome) -> None:

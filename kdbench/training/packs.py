@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder of the pack; entries that are there already are kept")
     parser.add_argument("--scale", action="append", help="scales to prepare (default: quick and cpu)")
     parser.add_argument("--task", action="append", help="names of tasks to prepare (default: all)")
-    parser.add_argument("--kind", action="append", help="kinds of entries to copy (default: teacher)")
+    parser.add_argument("--kind", action="append", help="kinds of entries to copy (default: teacher and table)")
     parser.add_argument("--least-seconds", type=float, default=20, help="leave out what is made faster (default: 20)")
     parser.add_argument("--cache", type=Path, help="cache to use (default: the user's)")
     options = parser.parse_args(arguments)
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 spec = registry.task(entry.name, scale)
                 prepare(track, spec, cache)
                 print(f"{entry.name}@{scale} is prepared", flush=True)
-    copied = copy(cache, options.out, options.kind or ["teacher"], options.least_seconds)
+    copied = copy(cache, options.out, options.kind or ["teacher", "table"], options.least_seconds)
     for folder, size, seconds in copied:
         print(f"{folder}  {size / 1024:.0f} KiB, made in {seconds:.0f} s")
     print(f"{len(copied)} entries, {sum(size for _, size, _ in copied) / 2**20:.2f} MiB")

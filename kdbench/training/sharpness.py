@@ -26,7 +26,7 @@ def _direction(parameters: Sequence[Tensor], generator: torch.Generator) -> Tens
 
 
 def top_eigenvalue(
-    loss: Callable[[], Tensor], parameters: Sequence[Tensor], generator: torch.Generator, tolerance: float = 1e-3
+    loss: Callable[[], Tensor], parameters: Sequence[Tensor], generator: torch.Generator, tolerance: float = 1e-2
 ) -> float:
     """The largest eigenvalue (not the largest in size) of the Hessian of ``loss`` in the parameters taken together.
 

@@ -28,7 +28,7 @@ def test_the_top_eigenvalue_is_the_largest_not_the_largest_in_size(eigenvalues: 
         theta = torch.cat([a, b])
         return 0.5 * theta @ h @ theta
 
-    assert top_eigenvalue(loss, [a, b], generator()) == pytest.approx(max(eigenvalues), rel=1e-3)
+    assert top_eigenvalue(loss, [a, b], generator(), 1e-4) == pytest.approx(max(eigenvalues), rel=1e-3)
 
 
 def test_the_hessian_of_a_network_agrees_with_the_full_one() -> None:
@@ -41,7 +41,7 @@ def test_the_hessian_of_a_network_agrees_with_the_full_one() -> None:
 
     full = torch.autograd.functional.hessian(loss, weight).reshape(6, 6)
     expected = np.linalg.eigvalsh(full.detach().numpy()).max()
-    assert top_eigenvalue(loss, [weight, idle], generator()) == pytest.approx(expected, rel=1e-2)
+    assert top_eigenvalue(loss, [weight, idle], generator()) == pytest.approx(expected, rel=2e-2)
 
 
 def test_random_changes_of_a_bowl_raise_the_loss_by_their_squared_length() -> None:

@@ -172,6 +172,15 @@ def transfer(spec: TeacherSpec, dataset: data.Dataset, size: int, seed: int, dev
     return round_half(model).eval()
 
 
+def pseudo_labels(split: Split, ask: Callable[[Batch], Tensor]) -> Tensor:
+    """(N,) labels of a split, with the prediction of ``ask``, which gives logits (B, C), where there is none."""
+    labels = split.y.clone()
+    hidden = (labels < 0).nonzero().flatten()
+    for rows in hidden.split(EVAL_BATCH) if len(hidden) else ():
+        labels[rows] = ask(split.batch(rows)).argmax(1)
+    return labels
+
+
 def teacher_recipe(spec: VisionSpec) -> Recipe:
     """How the task's teacher was trained; for one of transformers, how the task trains its students."""
     assert spec.teacher is not None

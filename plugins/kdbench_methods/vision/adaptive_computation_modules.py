@@ -8,7 +8,7 @@ A_k(x), and a gate that chooses k for every token. Three stages:
    minimises the mean over k = 0..N of MSE(A_k(x), teacher's output). With ``detach`` a learner fits the residual.
 2. Gates alone. With e_k = ||A_k(x) - output||_2, more learners are worth it while e_k / e_{k+1} >= ``ratio``: the label
    of a token is 0 where that fails at k = 0, else 1 + the first k at which it fails, N if it never does.
-3. Everything, with hard Gumbel-softmax choices: cross-entropy + 0.1 |used / full cost - budget| - 0.05 H - 0.05 D. H is
+3. Everything, with hard Gumbel-softmax choices: cross-entropy + w |used / full cost - budget| - 0.05 H - 0.05 D. H is
    the entropy of each image's histogram of choices in each ACM, over its maximum; D is twice the mean distance between
    the loads of two images, a load being the mean number of learners over N + 1, as in the released code.
 
@@ -19,7 +19,6 @@ shifting the gates' outputs), and how the load follows the object where the imag
 """
 
 import json
-import math
 from itertools import pairwise
 from typing import Literal
 
@@ -29,12 +28,13 @@ import torch.nn.functional as F
 
 from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.errors import JobError
-from kdbench.losses.logits import cross_entropy
+from kdbench.losses.routing import choice_entropy, gate_labels, load_diversity, used_share
 from kdbench.tracks.vision import metrics
 from kdbench.tracks.vision.data.shapetex import object_masks
 from kdbench.tracks.vision.flops import multiply_adds
 from kdbench.tracks.vision.models.acm import AcmViT
 from kdbench.tracks.vision.models.vit import PATCH, ViT
+from kdbench.training.mixing import mix, one_hot
 
 PAPER = Paper(
     slug="adaptive_computation_modules",
@@ -68,7 +68,7 @@ PAPER = Paper(
         "the learner of the largest index runs: the released loop over learners ends before it",
         "the label is 0 learners where the first one already fails the test; in the released code it is N",
         "gates have a non-linearity between their layers, and are pre-trained by cross-entropy on their logits",
-        "hundreds of steps in place of epochs, a larger rate in the third stage, no mixup and cutmix",
+        "hundreds of steps in place of epochs, so larger rates, ten times the budget's weight, no mixing by default",
     ],
 )
 
@@ -94,43 +94,15 @@ class AcmParams(Params):
         1e-3, gt=0, le=1, description="peak learning rate of Adam in stage 3; the paper's is 1e-4"
     )
     tau: float = Field(0.8, gt=0, le=100, description="temperature of the Gumbel-softmax")
-    budget_weight: float = Field(0.1, ge=0, le=1000, description="of the distance to the budget")
+    budget_weight: float = Field(1.0, ge=0, le=1000, description="of the distance to the budget; the paper's is 0.1")
     entropy_weight: float = Field(0.05, ge=0, le=1000, description="of the entropy of choices within an image")
     diversity_weight: float = Field(0.05, ge=0, le=1000, description="of the distance between loads of images")
+    mixup: float = Field(
+        0.0, ge=0, le=100, description="Beta parameter of mixup in stage 3; 0: none, the paper's is 0.8"
+    )
+    cutmix: float = Field(0.0, ge=0, le=100, description="the same of cutmix, the paper's is 1; with both, a fair coin")
     gate_hidden: int = Field(16, ge=1, le=4096, description="hidden width of the gates")
     gate_depth: int = Field(3, ge=1, le=16, description="linear layers of the gates")
-
-
-# --- losses -----------------------------------------------------------------------------------------------------------
-
-
-def gate_labels(errors, ratio):
-    """(..., N + 1) errors of A_0 to A_N to (...,) learners: 0, or 1 + the first k that is not worth another, or N."""
-    last = errors.shape[-1] - 1
-    enough = errors[..., :-1] < ratio * errors[..., 1:]
-    first = enough.float().argmax(-1)
-    return torch.where(enough.any(-1), torch.where(first == 0, 0, first + 1), last)
-
-
-def used_share(choices, costs):
-    """Mean cost of the chosen learners over that of all; choices (B, T, M, N + 1), costs (M,) per learner."""
-    counts = torch.arange(choices.shape[-1], device=choices.device, dtype=choices.dtype)
-    learners = (choices * counts).sum(-1).mean((0, 1))
-    return (learners * costs).sum() / (costs.sum() * (choices.shape[-1] - 1))
-
-
-def choice_entropy(choices):
-    """Entropy of the histogram of choices of each image and module over log(N + 1), mean; in [0, 1]."""
-    histogram = choices.mean(1)
-    entropy = -(histogram * (histogram + 1e-20).log()).sum(-1)  # the shift keeps the gradient at 0 finite
-    return entropy.mean() / math.log(choices.shape[-1])
-
-
-def load_diversity(choices):
-    """Twice the mean distance between the loads of two images of the batch, itself included."""
-    counts = torch.arange(choices.shape[-1], device=choices.device, dtype=choices.dtype)
-    load = (choices * counts).mean(-1).mean((1, 2))
-    return 2 * (load[:, None] - load).abs().mean()
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
@@ -200,13 +172,21 @@ def finetune(task, params, model):
     model.requires_grad_(True)
     costs = torch.tensor([float(acm.cost()) for acm in model.acms().values()], device=task.device)
 
+    kinds = [kind for kind in ("mixup", "cutmix") if getattr(params, kind)]
+    rng = task.rng("mixing")
+
     def loss(model, batch):
+        x, target = batch.x, one_hot(batch.y, task.num_classes)
+        if kinds:
+            kind = kinds[int(rng.integers(len(kinds)))]
+            mixed = mix(x, batch.y, task.num_classes, rng, alpha=getattr(params, kind), kind=kind)
+            x, target = mixed.x, mixed.target
         if params.gates == "fixed":
-            return cross_entropy(model(batch.x), batch.y)
-        logits, choices = model.routed(batch.x)
+            return F.cross_entropy(model(x).float(), target)
+        logits, choices = model.routed(x)
         used = used_share(choices, costs)
         return {
-            "ce": cross_entropy(logits, batch.y),
+            "ce": F.cross_entropy(logits.float(), target),
             "budget": params.budget_weight * (used - params.budget).abs(),
             "entropy": -params.entropy_weight * choice_entropy(choices),
             "diversity": -params.diversity_weight * load_diversity(choices),

@@ -28,8 +28,9 @@ from torch.nn import functional as F
 
 from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.errors import UsageError
-from kdbench.losses.logits import UNLABELLED, cross_entropy, kd_kl
+from kdbench.losses.logits import cross_entropy, kd_kl
 from kdbench.tracks.vision.metrics import accuracy
+from kdbench.tracks.vision.teachers import pseudo_labels
 from kdbench.training.active import area, outputs
 from kdbench.training.pruned_ridge import PrunedRidge
 from kdbench.training.scores import Forgetting, el2n, grand, memorization, prune
@@ -201,10 +202,7 @@ def train(task, params):
     wrong = [value for value in params.search if not 0 <= value <= 1] + [f for f in params.curve if not 0 < f <= 1]
     if wrong:
         raise UsageError(f"search has weights in [0, 1] and curve fractions in (0, 1], not {wrong}")
-    split = task.split("train")
-    labels = split.y.clone()
-    for rows in (labels == UNLABELLED).nonzero().flatten().split(500):
-        labels[rows] = task.teacher_logits(split.batch(rows), params.teacher).argmax(1)
+    labels = pseudo_labels(task.split("train"), lambda batch: task.teacher_logits(batch, params.teacher))
     score = scores(task, params, labels)
 
     def kept(share):

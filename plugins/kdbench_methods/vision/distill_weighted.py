@@ -18,8 +18,9 @@ own half of the batch, which goes through the student as one. No source image is
 
 Training also distils each source alone into a student of its own, in few steps (``aux_steps``). Evaluation adds what
 these students score: the rank correlation of similarity and score, and the regret of choosing the nearest source over
-the best one; the similarities and weights; and how many pseudo-labels of unlabelled images are right. Mechanism (1) to
-(3) need features; the paper's 28 source networks and 8 real target tasks are out of reach here, six sources are not.
+the best one; the similarities and weights; and how many pseudo-labels of unlabelled images are right. Labels alone,
+from a trained start (``supervised: 1``, ``init: small``), are fine-tuning; ``sources: [NAME]`` is one source, such as
+the best. The paper has 28 sources and 8 real target tasks; here are six sources whose relevance is known.
 """
 
 import json

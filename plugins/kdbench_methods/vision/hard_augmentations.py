@@ -118,13 +118,16 @@ class Adversary:
 
     def __init__(self, task, student, augmentor, params):
         self.task, self.student, self.augmentor, self.params = task, student, augmentor, params
-        self.learned = [p for p in augmentor.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.learned, lr=params.lr) if self.learned else None
+        learned = self.learned()
+        self.optimizer = torch.optim.Adam(learned, lr=params.lr) if learned else None
         self.turns = Alternation(params.low, params.high)
         self.generator = task.generator("augmentor")
         self.trace = Values(disagreement=[], steps=[], accuracy=[], latest=0.0)
         self.images = task.split("train").x
         self.every = max(1, task.budget.steps() // 25)
+
+    def learned(self):
+        return [parameter for parameter in self.augmentor.parameters() if parameter.requires_grad]
 
     def state(self):
         kept = [self.augmentor, self.turns, self.trace]
@@ -142,7 +145,8 @@ class Adversary:
         loss, disagreement = augmentor_loss(
             self.student, self.task.teacher(), self.augmentor, x, self.generator, self.params
         )
-        for parameter, gradient in zip(self.learned, torch.autograd.grad(loss, self.learned), strict=True):
+        learned = self.learned()
+        for parameter, gradient in zip(learned, torch.autograd.grad(loss, learned), strict=True):
             parameter.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -6,8 +6,8 @@ class. Knowledge distillation between different distributions (KD3) has three pa
 1. Dynamic instance selection. With c(x) = (p_t(x) + p_s(x)) / 2 an image is kept where max_k c reaches the mean of
    max_k c over the pool's images of the same predicted class. It is repeated as the student matures.
 2. Classifier sharing and weighted feature alignment. Behind the student's backbone come a projector to the teacher's
-   width and a frozen copy of the teacher's classifier; L_feat = mean_x w(x) |g_s(x) - g_t(x)|^2 with w = max_k c over
-   its mean in the batch, g the input of the classifier.
+   width and a frozen copy of the teacher's classifier; L_feat = mean_x w(x) |g_s(x) - g_t(x)|^2 / D with w = max_k c
+   over its mean in the batch, g the input of the classifier, D wide.
 3. MixDistribution. Feature maps F of a stage get another style: with mean mu and deviation sig of each channel, a
    permutation of the batch and lam ~ Beta(0.1, 0.1) per image,
 
@@ -77,7 +77,7 @@ PAPER = Paper(
     ],
     departures=[
         "thresholds, weights, the perturbation of styles and the constants are our reading of a summary",
-        "the pool is procedural and the student's network small",
+        "the squared distance of features is divided by their width, so that a does not depend on it",
     ],
 )
 
@@ -175,9 +175,9 @@ def make_student(task, params):
 
 
 def alignment(student, teacher, confidence):
-    """mean_x w(x) |g_s - g_t|^2 of features (B, D), w the confidences (B,) over their mean; scalar."""
+    """mean_x w(x) |g_s - g_t|^2 / D of features (B, D), w the confidences (B,) over their mean; scalar."""
     weight = confidence / confidence.mean()
-    return (weight * (student.float() - teacher).square().sum(1)).mean()
+    return (weight * (student.float() - teacher).square().mean(1)).mean()
 
 
 def kd3_loss(task, params, features):

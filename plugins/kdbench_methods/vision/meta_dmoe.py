@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench import Compare, Field, Paper, Params, hookimpl
-from kdbench.errors import JobError, UsageError
+from kdbench.errors import UsageError
 from kdbench.losses.logits import cross_entropy
-from kdbench.tracks.vision.batches import Batch
+from kdbench.tracks.vision.domains import Episodes, clusters_of, source_domains, unseen_domains
 from kdbench.tracks.vision.models.adaptive import Mixture, penult, without_head
 from kdbench.training.inner import call_with, inner_step
 from kdbench.training.schedules import Watch
@@ -103,49 +103,6 @@ class MetaDmoeParams(Params):
 MODES = ("none", "bn", "entropy", "ensemble", "aggregator", "distill")
 
 
-class Episodes:
-    """Batches of one domain each, without end: support images first, then query images."""
-
-    def __init__(self, split, domains, sizes, generator):
-        self.split, self.domains, self.sizes, self.generator = split, domains, sizes, generator
-
-    def __iter__(self):
-        while True:
-            which = int(torch.randint(len(self.domains), (), generator=self.generator))
-            rows = self.domains[which]
-            order = torch.randperm(len(rows), generator=self.generator)[: sum(self.sizes)].to(rows.device)
-            batch = self.split.batch(rows[order])
-            yield Episode(batch.x, batch.y, batch.index, which, share(len(order), self.sizes))
-
-    def state_dict(self):
-        return {}  # each batch is drawn anew from the generator
-
-    def load_state_dict(self, state):
-        pass
-
-
-class Episode(Batch):
-    """A batch of the domain number ``which``, of which the first ``support`` images are the support set."""
-
-    def __init__(self, x, y, index, which, support):
-        super().__init__(x, y, index)
-        self.which, self.support = which, support
-
-
-def share(count, sizes):
-    """Support images among ``count``, in the proportion of ``sizes``; at least one, and one is left for the query."""
-    support, query = sizes
-    return max(1, min(count - 1, round(count * support / (support + query))))
-
-
-def clusters_of(domains, experts):
-    """(Z,) cluster of each of Z domains: ``experts`` runs of consecutive ones, at most one per domain."""
-    count = min(experts, domains)
-    if count < 2:
-        raise UsageError(f"{domains} domain(s) make no two clusters; leaving an expert out needs another one")
-    return torch.tensor_split(torch.arange(domains), count)
-
-
 def leave_out(tokens, cluster):
     """(B, M, E) tokens without that of one expert: (B, M - 1, E)."""
     return torch.cat([tokens[:, :cluster], tokens[:, cluster + 1 :]], 1)
@@ -163,7 +120,7 @@ def outer_loss(model, batch, tokens, params):
 def fit_experts(task, model, clusters, domains, steps):
     """Each expert on the images of its own cluster."""
     for number, (expert, cluster) in enumerate(zip(model.experts, clusters, strict=True)):
-        rows = torch.cat([domains[z] for z in cluster.tolist()])
+        rows = torch.cat([domains[z] for z in cluster])
         task.fit(
             expert,
             lambda net, batch: cross_entropy(net(batch.x), batch.y),
@@ -176,11 +133,7 @@ def fit_experts(task, model, clusters, domains, steps):
 
 @hookimpl
 def train(task, params):
-    split = task.split("train")
-    if "group" not in split.meta:
-        raise JobError(f"{task.spec.name} has no domains; use a task of the family multidomain")
-    groups = split.meta["group"]
-    domains = [(groups == group).nonzero().flatten() for group in groups.unique()]
+    split, domains = task.split("train"), source_domains(task)
     clusters = clusters_of(len(domains), params.experts)
     model = build(task, params, len(clusters))
     steps = task.budget.steps()
@@ -241,16 +194,18 @@ def build(task, params, experts):
 
 def meta_train(task, model, params, domains, clusters, tokens_of, episodes):
     """Step 2 of the module's docstring."""
-    cluster_of = {int(z): number for number, cluster in enumerate(clusters) for z in cluster}
+    cluster_of = {z: number for number, cluster in enumerate(clusters) for z in cluster}
     optimizer = torch.optim.Adam(model.aggregator.parameters(), lr=params.tlr)
     watch = Watch(task, episodes, "episode/")
+    model.eval()  # the aggregator without dropout
 
     def loss(student, batch):
-        model.eval()
+        student.eval()
         tokens = tokens_of(batch)[: batch.support]
         if params.exclude_own:
             tokens = leave_out(tokens, cluster_of[batch.which])
         outer, inner = outer_loss(model, batch, tokens, params)
+        student.train()  # as the training loop has it
         watch.add(inner=inner)
         return outer
 
@@ -262,7 +217,7 @@ def meta_train(task, model, params, domains, clusters, tokens_of, episodes):
     task.fit(
         model.student,
         loss,
-        loader=Episodes(task.split("train"), domains, (params.support, params.query), task.generator("episodes")),
+        loader=Episodes(task.split("train"), domains, params.support, params.query, task.generator("episodes")),
         steps=episodes,
         on_step=on_step,
         state=[model.aggregator, optimizer, watch],
@@ -273,14 +228,6 @@ def meta_train(task, model, params, domains, clusters, tokens_of, episodes):
         warmup=0.0,
         tag="episode",
     )
-
-
-def unseen_domains(task):
-    """Images and labels of every unseen domain by name: the held-out ones and the shifted test sets."""
-    test = task.split("test")
-    found = {f"held_out_{int(g)}": test.take(test.meta["group"] == g) for g in test.meta["group"].unique()}
-    shifted = [f"ood_{k}" for k in range(1, 5) if task.spec.data.ood]
-    return found | {name: task.split(name) for name in shifted}
 
 
 def adaptation(task, model, split):

@@ -219,7 +219,7 @@ def exact_part(task, params, gammas=(0.3, 0.6, 0.9)):
     return {
         "axiom_violation": max(checks),
         "kl_violation": max(row["violation"] for row in anchored),
-        "rate_over_gamma": max(row["rate"] / row["gamma"] for row in anchored),
+        "rate_over_gamma": max(row["rate"] / row["gamma"] for row in anchored if row["operator"] != "history"),
         "contraction_slope": float(np.polyfit(np.log([0.3, 0.6, 0.9] * 2), np.log(mine), 1)[0]),
         "sampled_excess": max(row["excess"] for row in rows if "excess" in row),
     }

@@ -24,15 +24,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.errors import UsageError
 from kdbench.losses.features import hint
 from kdbench.losses.logits import cross_entropy
-from kdbench.tracks.vision.models import to_tokens
 from kdbench.tracks.vision.models.split import pieces, still_norms
-from kdbench.training.projectors import as_map, resize, split_grid
+from kdbench.training.messages import codec_parameters, codecs_of_size, read_positions, width_of, write_state
 
 PAPER = Paper(
     slug="talking_models",
@@ -94,29 +92,6 @@ class TalkingModelsParams(Params):
 # --- codecs -----------------------------------------------------------------------------------------------------------
 
 
-def mlp(d_in, hidden, d_out):
-    return nn.Sequential(nn.Linear(d_in, hidden), nn.ReLU(), nn.Linear(hidden, d_out))
-
-
-def read_positions(state, grid):
-    """A state as ``grid`` x ``grid`` positions, averaged or repeated; to (B, grid^2, width)."""
-    return to_tokens(resize(as_map(state), grid))
-
-
-def write_state(positions, like):
-    """Positions (B, grid^2, width) as a state of the shape of ``like``; a class token is the mean of all positions."""
-    if like.dim() == 4:
-        return resize(as_map(positions), like.shape[-1])
-    prefix, patches = split_grid(like)
-    side = round(patches.shape[1] ** 0.5)
-    written = to_tokens(resize(as_map(positions), side))
-    return torch.cat([positions.mean(1, keepdim=True).expand(-1, prefix.shape[1], -1), written], 1)
-
-
-def width_of(state):
-    return state.shape[1] if state.dim() == 4 else state.shape[2]
-
-
 CODECS = {
     "two-way": ["student_low", "to_teacher", "teacher_high", "to_student", "teacher_low", "student_high"],
     "one-way": ["teacher_high", "to_student", "student_high"],
@@ -126,7 +101,7 @@ CODECS = {
 
 
 def make_codecs(mode, widths, params):
-    """The codecs of a mode; those of the controls are widened until they have as many parameters as the two-way ones.
+    """The codecs of a mode; those of the controls are as wide as gives them the two-way form's number of parameters.
 
     ``widths``: of ``student_low``, ``student_high``, ``teacher_low``, ``teacher_high``.
     """
@@ -136,15 +111,8 @@ def make_codecs(mode, widths, params):
         "to_student": (m, widths["student_high"]),
         "regressor": (widths["student_high"], widths["teacher_high"]),
     }
-
-    def count(names, hidden):
-        return sum(hidden * (d_in + d_out + 1) + d_out for d_in, d_out in (shapes[name] for name in names))
-
-    hidden, wanted = params.hidden, count(CODECS["two-way"], params.hidden)
-    if mode != "two-way":
-        step = count(CODECS[mode], 1) - count(CODECS[mode], 0)
-        hidden = round((wanted - count(CODECS[mode], 0)) / step)
-    return nn.ModuleDict({name: mlp(shapes[name][0], hidden, shapes[name][1]) for name in CODECS[mode]})
+    wanted = codec_parameters([shapes[name] for name in CODECS["two-way"]], params.hidden)
+    return codecs_of_size({name: shapes[name] for name in CODECS[mode]}, wanted)
 
 
 # --- conversation -----------------------------------------------------------------------------------------------------

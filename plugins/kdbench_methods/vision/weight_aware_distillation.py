@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
 from kdbench import Compare, Field, Paper, Params, hookimpl
-from kdbench.errors import JobError
+from kdbench.errors import JobError, UsageError
 from kdbench.losses.contrastive import cosines
 from kdbench.losses.logits import cross_entropy
 from kdbench.tracks.vision.batches import Pairs, Split
@@ -117,7 +117,10 @@ def admitted_count(alpha, finished, rounds, unlabelled):
 def representation(task, params):
     """The encoder's features (N, dim) of all training images."""
     train = task.split("train")
-    encoder = task.student(params.encoder)
+    try:
+        encoder = task.student(params.encoder)
+    except ValueError as error:
+        raise UsageError(f"encoder: {error}") from error
     with task.seeded("head"):
         width = encoder.head().in_features
         model = Projected(encoder, lambda network, x: network.taps(x).penult, width, params.dim).to(task.device)

@@ -1,10 +1,15 @@
 """Weights of sources: identities of the power, what a probe may see, and which sources there are."""
 
 import json
+from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from kdbench.errors import UsageError
+from kdbench.tracks.vision.models import build
 from kdbench_methods.vision import distill_weighted as method
 
 SIMILARITIES = np.array([0.3, 0.05, method.FLOOR, 0.31])
@@ -58,10 +63,31 @@ def test_all_sources_teach_and_irrelevant_ones_are_among_them(smoke, tmp_path):
     assert outcome.cost["teacher_queries"] == 6 * (30 * 2 + 60)
 
 
-def test_one_source_makes_power_and_choice_meaningless(smoke):
-    settings = {"sources": ["hue"], "singles": 0}
-    first = smoke("distill_weighted", "related", settings | {"power": 0.0})
-    assert first.status == "ok", first.error
+def test_choices_of_one_source_have_one_weight():
+    task = SimpleNamespace(rng=lambda purpose: np.random.default_rng(0))
+    nearest = method.DistillWeightedParams(choice="nearest")
+    assert method.chosen_weights(task, nearest, SIMILARITIES).tolist() == [0, 0, 0, 1]
+    drawn = method.chosen_weights(task, method.DistillWeightedParams(choice="random"), SIMILARITIES)
+    assert sorted(drawn) == [0, 0, 0, 1]
+    for params in (method.DistillWeightedParams(power=0.0), nearest):
+        assert method.chosen_weights(task, params, SIMILARITIES[:1]).tolist() == [1]
+
+
+def test_a_trained_start_gives_all_weights_but_the_classifier():
+    student, trained = build("rn(4,1)", 30), build("rn(4,1)", 5)
+    task = SimpleNamespace(student=lambda: deepcopy(student), teacher=lambda name: trained)
+    made = method.start(task, method.DistillWeightedParams(init="small")).eval()
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(made.taps(x).penult, trained.eval().taps(x).penult)
+    assert torch.equal(made.head().weight, student.head().weight)
+    plain = method.start(task, method.DistillWeightedParams())
+    assert torch.equal(plain.stem[0].weight, student.stem[0].weight)
+
+
+def test_a_start_of_another_architecture_is_refused():
+    task = SimpleNamespace(student=lambda: build("rn(4,1)", 30), teacher=lambda name: build("rn(6,1)", 30))
+    with pytest.raises(UsageError, match=r"'small' is rn\(6,1\), but the student is rn\(4,1\)"):
+        method.start(task, method.DistillWeightedParams(init="small"))
 
 
 def test_labels_alone_from_a_trained_start_is_fine_tuning(smoke):
@@ -69,7 +95,7 @@ def test_labels_alone_from_a_trained_start_is_fine_tuning(smoke):
     assert outcome.status == "ok", outcome.error
 
 
-def test_a_start_of_another_architecture_and_an_unknown_source_are_refused(smoke):
+def test_an_unknown_source_is_refused(smoke):
     outcome = smoke("distill_weighted", "related", {"sources": ["shapes"], "singles": 0})
     assert outcome.status == "failed"
     assert "no source 'shapes'" in outcome.error.message

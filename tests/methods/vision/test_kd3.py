@@ -72,7 +72,7 @@ def test_the_perturbation_changes_statistics_alone():
 def test_alignment_weighs_confident_images_more_and_has_mean_weight_one():
     g = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     target = torch.zeros(4, 5)
-    squares = g.square().sum(1)
+    squares = g.square().mean(1)
     assert method.alignment(g, target, torch.full((4,), 0.3)).item() == pytest.approx(squares.mean().item())
     first = method.alignment(g, target, torch.tensor([1.0, 0.0, 0.0, 0.0]))
     assert first.item() == pytest.approx(squares[0].item())

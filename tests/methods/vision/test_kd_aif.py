@@ -10,7 +10,7 @@ from kdbench.losses.logits import cross_entropy, kd_kl
 from kdbench_methods.vision import kd_aif as method
 
 SHORT = {"pilot_steps": 3, "teacher_steps": 3}
-AS_KD = {"temperature": 4.0, "alpha": 0.9, "scale_t2": True}
+AS_KD = {"temperature": 4.0, "alpha": 0.9}
 
 
 def sample(b=12, c=5):
@@ -31,7 +31,7 @@ def test_unit_weights_give_plain_distillation():
 
 def test_the_example_code_has_the_soft_loss_alone_without_t2():
     s, t, y = sample()
-    terms = method.weighted_loss(s, t, y, torch.ones(12), method.KdAifParams())
+    terms = method.weighted_loss(s, t, y, torch.ones(12), method.KdAifParams(scale_t2=False))
     assert set(terms) == {"kd"}
     assert terms["kd"].item() == pytest.approx(kd_kl(s, t, 7.0).item() / 49, rel=1e-5)
 
@@ -93,9 +93,8 @@ def test_wrong_labels_are_looked_for(smoke, tmp_path):
     assert json.loads((tmp_path / "kd_aif" / "artifacts" / "weights.json").read_text())["updates"] == 1
 
 
-@pytest.mark.parametrize("solver", ["kfac", "lissa"])
-def test_weights_come_again_and_again_from_the_student(smoke, tmp_path, solver):
-    params = {"update": "periodic", "period": 2, "solver": solver, "iterations": 2, "curvature": 20}
+def test_weights_come_again_and_again_from_the_student(smoke, tmp_path):
+    params = {"update": "periodic", "period": 2, "solver": "lissa", "iterations": 2, "curvature": 20}
     outcome = smoke("kd_aif", "digits-gap", params)
     assert outcome.status == "ok", outcome.error
     assert "aux_steps" not in outcome.cost

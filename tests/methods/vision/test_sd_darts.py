@@ -9,10 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from kdbench.catalog import Catalog
+from kdbench.conformance.interrupting import curve, meters, run_in_two
+from kdbench.job import Job
+from kdbench.registry import discover
 from kdbench.tracks.vision import TRACK
 from kdbench.tracks.vision.models.cells import OPS, Supernet
 from kdbench.tracks.vision.task import VisionTask
 from kdbench.training.loop import rate
+from kdbench.worker import run_job
 from kdbench_methods.vision import sd_darts as method
 
 SMALL = {"channels": 2, "nodes": 2, "images": 16, "every": 2, "warmup": 2, "steps": 6}
@@ -170,8 +174,31 @@ def test_search_and_retraining(smoke, tmp_path):
     assert outcome.cost["steps"] == 6
 
 
-@pytest.mark.parametrize("changed", [{"average": 0.9}, {"alpha_kd": True, "teachers": 1}, {"search": "random"}])
+@pytest.mark.parametrize("changed", [{"average": 0.9, "alpha_kd": True, "teachers": 1}, {"search": "random"}])
 def test_variants(smoke, changed):
     outcome = smoke("sd_darts", "search", SMALL | changed)
     assert outcome.status == "ok", outcome.error
     assert ("hessian_w" in outcome.extra) == (changed.get("search") != "random")
+
+
+def test_a_search_goes_on_with_its_snapshots_averages_and_alphas(tmp_path):
+    registry = discover()
+    found, spec = registry.method("sd_darts", "vision"), registry.task("vision/search", "smoke")
+    job = Job(
+        method=found.key,
+        method_digest=found.digest,
+        params=found.canonical(SMALL | {"average": 0.9, "alpha_kd": True, "every": 1}),
+        task=spec.name,
+        spec=spec.identity(),
+        seed=0,
+        track_version=1,
+        method_file=found.path,
+        module=found.module,
+    )
+    whole = run_job(job, tmp_path / "whole")
+    assert whole.status == "ok", whole.error
+    again, stopped = run_in_two(job, tmp_path / "again", 3)
+    assert stopped == 3
+    assert (again.metrics, again.extra, meters(again)) == (whole.metrics, whole.extra, meters(whole))
+    assert curve(tmp_path / "again") == curve(tmp_path / "whole")
+    assert again.provenance["resumed"]

@@ -82,16 +82,6 @@ def test_decoded_states_leave_the_running_statistics_alone():
     assert student.stages[2][0].bn1.training
 
 
-def test_states_are_written_in_the_form_of_the_reader():
-    positions = torch.randn(2, 16, 6)
-    assert method.write_state(positions, torch.zeros(2, 6, 8, 8)).shape == (2, 6, 8, 8)
-    tokens = method.write_state(positions, torch.zeros(2, 17, 6))
-    torch.testing.assert_close(tokens[:, 1:], positions)
-    torch.testing.assert_close(tokens[:, 0], positions.mean(1))
-    state = torch.randn(2, 6, 4, 4)
-    torch.testing.assert_close(method.write_state(method.read_positions(state, 4), state), state)
-
-
 def test_blocks_that_are_not_there_are_named():
     with pytest.raises(UsageError, match="student_low 1 and student_high 4: expected 0 <= low < high <= 3"):
         talk(student_high=4)

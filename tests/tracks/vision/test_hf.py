@@ -146,6 +146,18 @@ def test_inputs_are_brought_to_the_networks_own_normalisation_and_size(tmp_path:
     assert torch.allclose(flat, torch.full_like(flat, 0.5), atol=1e-6)
 
 
+def test_weights_of_the_hub_need_to_say_how_images_are_normalised() -> None:
+    from types import SimpleNamespace
+
+    from kdbench.tracks.vision.models.hf import _processor
+
+    with pytest.raises(UsageError, match="without preprocessor_config.json"):
+        _processor("nobody/has-this", SimpleNamespace(), pretrained=True)
+    assert _processor("nobody/has-this", SimpleNamespace(), pretrained=False) == {}
+    timm = SimpleNamespace(pretrained_cfg={"mean": [0.5] * 3, "std": [0.2] * 3})
+    assert _processor("nobody/has-this", timm, pretrained=True) == {"image_mean": [0.5] * 3, "image_std": [0.2] * 3}
+
+
 def test_pretrained_or_fresh_students(tmp_path: Path) -> None:
     save_network("vit", tmp_path, 5)
     saved = [build(f"hf:{tmp_path}", 5, pretrained=True).state_dict() for _ in range(2)]

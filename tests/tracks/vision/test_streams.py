@@ -12,6 +12,7 @@ import torch
 import transformers
 from PIL import Image
 
+from kdbench.conformance.interrupting import run_in_two
 from kdbench.errors import UsageError
 from kdbench.job import Job
 from kdbench.registry import discover
@@ -241,13 +242,9 @@ def test_changed_files_are_other_data(imagenet: Path, make: Callable, tmp_path: 
 # --- whole jobs -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("task", "method"), [("imagenet", "kd"), ("imagenet-hetero", "ofa_kd")])
-def test_a_method_trains_on_a_folder_in_the_format_of_imagenet(
-    task: str, method: str, imagenet: Path, networks: Path, tmp_path: Path
-) -> None:
+def job_of(method: str, spec: VisionSpec) -> Job:
     found = discover().method(method, "vision")
-    spec = small(imagenet, networks, task)
-    job = Job(
+    return Job(
         method=found.key,
         method_digest=found.digest,
         params=found.canonical({}),
@@ -258,12 +255,30 @@ def test_a_method_trains_on_a_folder_in_the_format_of_imagenet(
         method_file=found.path,
         module=found.module,
     )
-    folder = tmp_path / "job"
+
+
+def folder_in(root: Path, name: str) -> Path:
+    folder = root / name
     folder.mkdir()
-    outcome = run_job(job, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("task", "method"), [("imagenet", "kd"), ("imagenet-hetero", "ofa_kd")])
+def test_a_method_trains_on_a_folder_in_the_format_of_imagenet(
+    task: str, method: str, imagenet: Path, networks: Path, tmp_path: Path
+) -> None:
+    outcome = run_job(job_of(method, small(imagenet, networks, task)), folder_in(tmp_path, "job"))
     assert outcome.status == "ok", outcome.error
     assert 0 <= outcome.metrics["top1"] <= 1
     assert outcome.cost["teacher_queries"] >= 4 * 8  # windows are new each time: nothing is stored
+
+
+def test_an_interrupted_job_goes_on_with_the_same_windows(imagenet: Path, networks: Path, tmp_path: Path) -> None:
+    job = job_of("kd", small(imagenet, networks, limits={"steps": 9}))  # into the second epoch of six batches
+    whole = run_job(job, folder_in(tmp_path, "whole"))
+    resumed, after = run_in_two(job, folder_in(tmp_path, "resumed"), after=5)
+    assert after == 5
+    assert resumed.metrics == whole.metrics
 
 
 def test_the_suite_resolves_to_the_standard_pairs() -> None:

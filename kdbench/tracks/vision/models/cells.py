@@ -123,7 +123,7 @@ class Cell(nn.Module):
                     parts += (
                         results if weights is None else [w * r for w, r in zip(weights[k, 1:], results, strict=True)]
                     )
-            states.append(torch.stack(parts).sum(0))
+            states.append(sum(parts[1:], parts[0]))
         return torch.cat(states[2:], 1)
 
 

@@ -14,6 +14,7 @@ from kdbench.errors import UsageError
 from kdbench.tracks.vision.models.base import Classifier, Taps
 
 MEAN, STD = 0.45, 0.27  # what the track's images are normalised by
+PROCESSOR = "preprocessor_config.json"
 
 
 def _last_linear(network: nn.Module, classes: int) -> nn.Linear:
@@ -24,12 +25,28 @@ def _last_linear(network: nn.Module, classes: int) -> nn.Linear:
     return layers[-1]
 
 
-def _processor(name: str) -> dict[str, Any]:
-    """What ``preprocessor_config.json`` of a folder or a hub name says; nothing where there is none."""
+def _processor(name: str, config: Any, *, pretrained: bool) -> dict[str, Any]:
+    """How a network's images are normalised: ``preprocessor_config.json``, or the configuration where it is timm's.
+
+    A folder need not have the file, and fresh weights from the hub do without: their images are normalised as the
+    track's. Raises ``UsageError`` for pretrained weights of the hub of which nothing says how.
+    """
     from transformers.utils import cached_file
 
-    found = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    return {} if found is None else json.loads(Path(found).read_text())
+    if Path(name).is_dir():
+        file = Path(name) / PROCESSOR
+        return json.loads(file.read_text()) if file.is_file() else {}
+    own = getattr(config, "pretrained_cfg", None)
+    if own:
+        return {"image_mean": own["mean"], "image_std": own["std"]}
+    if not pretrained:
+        return {}
+    try:
+        return json.loads(Path(cached_file(name, PROCESSOR)).read_text())
+    except OSError as error:
+        message = f"hf:{name} comes without {PROCESSOR}, which says how its images are normalised: {error}"
+        hint = "fetch the whole repository, or save the network with that file to a folder"
+        raise UsageError(message, hint=hint) from error
 
 
 class HFClassifier(Classifier):
@@ -70,7 +87,7 @@ class HFClassifier(Classifier):
             raise UsageError(f"no image classifier of transformers can be loaded from {place}: {error}") from error
         if network.config.num_labels != num_classes:
             raise UsageError(f"hf:{place} has {network.config.num_labels} classes, but the task has {num_classes}")
-        return cls(network, _processor(name))
+        return cls(network, _processor(name, config, pretrained=pretrained))
 
     def head(self) -> nn.Linear:
         return _last_linear(self.network, self.num_classes)
@@ -111,4 +128,4 @@ class HFClassifier(Classifier):
         """Write the network so that transformers and :meth:`open` read it."""
         self.network.save_pretrained(folder)
         if self.processor:
-            (folder / "preprocessor_config.json").write_text(json.dumps(self.processor, indent=1) + "\n")
+            (folder / PROCESSOR).write_text(json.dumps(self.processor, indent=1) + "\n")

@@ -1,0 +1,74 @@
+"""The track's suite has every paper, on tasks that it belongs to, with all that its claims compare."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdbench.cards import Paper
+from kdbench.plan import Plan, make_plan
+from kdbench.spec import canonical_json
+from kdbench.suite import load_suite
+
+from .conftest import registry
+
+SUITES = Path(__file__).parents[3] / "suites"
+
+
+@cache
+def plan(name: str, results: Path) -> Plan:
+    return make_plan(load_suite(SUITES / name), registry(), results)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+def side(sought: str | dict[str, Any]) -> tuple[str, str]:
+    """Method and canonical parameters of a side of a claim."""
+    slug, given = (sought, {}) if isinstance(sought, str) else (sought["method"], sought.get("params", {}))
+    method = registry().method(slug, "vision")
+    return method.key, canonical_json(method.canonical(given))
+
+
+def test_every_paper_of_the_track_is_in_the_suite(results: Path) -> None:
+    papers = {
+        key for key, method in registry().methods.items() if key[:7] == "vision/" and isinstance(method.card, Paper)
+    }
+    assert len(papers) == 26
+    assert papers <= {job.method for job in plan("vision.yaml", results).jobs}
+
+
+def test_all_that_the_claims_compare_is_in_the_suite(results: Path) -> None:
+    made = plan("vision.yaml", results)
+    there = {(job.method, canonical_json(job.params), job.task) for job in made.jobs}
+    families = {entry.spec.name: entry.spec.family for entry in made.tasks}
+    missing = []
+    for key, method in registry().methods.items():
+        if not key.startswith("vision/"):
+            continue
+        for claim in method.card.claims:
+            named = set(claim.tasks)
+            sides = [side(each) for each in (claim.subject, claim.reference) if not isinstance(each, float | int)]
+            tasks = [
+                name
+                for name, family in families.items()
+                if family in named or name in named or name.split("/")[1] in named
+            ]
+            judged = [task for task in tasks if all((*each, task) in there for each in sides)]
+            if not judged:
+                missing.append((key, claim.metric, claim.subject, claim.reference, sorted(named)))
+            exact = {task for task in tasks if task.split("/")[1] in named}
+            missing += [(key, claim.metric, claim.reference, task) for task in exact - set(judged)]
+    assert missing == []
+
+
+def test_nothing_is_asked_for_twice_or_left_to_a_machine(results: Path) -> None:
+    made = plan("vision.yaml", results)
+    assert [note.message for note in made.notes] == []
+    assert {job.seed for job in made.jobs} == {0, 1, 2, 3, 4}
+    assert {entry.spec.scale for entry in made.tasks} == {"cpu"}
