@@ -85,7 +85,7 @@ class AcmParams(Params):
         "learned", description="fixed: the same number of learners for all tokens, the nearest to the budget"
     )
     distill_steps: int = Field(150, ge=0, le=1_000_000, description="of stage 1, beyond the task's; 0 leaves it out")
-    distill_lr: float = Field(1e-3, gt=0, le=1, description="peak learning rate of Adam in stage 1")
+    distill_lr: float = Field(1e-2, gt=0, le=1, description="peak rate of Adam in stage 1; the paper's is 1e-3")
     detach: bool = Field(False, description="earlier learners are constants for later ones in stage 1")
     gate_steps: int = Field(50, ge=0, le=1_000_000, description="of stage 2, beyond the task's; 0 leaves it out")
     gate_lr: float = Field(1e-2, gt=0, le=1, description="peak learning rate of Adam in stage 2")

@@ -88,8 +88,8 @@ class HardAugmentationsParams(Params):
     w_clean: float = Field(1.0, ge=0, description="weight of the divergence on clean images")
     w_hard: float = Field(1.0, ge=0, description="weight of the divergence on augmented images")
     validity: float = Field(5.0, ge=0, description="lambda: keeps the teacher's class belief under augmentation")
-    low: float = Field(0.5, ge=0, description="disagreement below which the augmentor trains")
-    high: float = Field(1.0, gt=0, description="disagreement above which the student trains alone")
+    low: float = Field(3.0, ge=0, description="disagreement below which the augmentor trains")
+    high: float = Field(5.0, gt=0, description="disagreement above which the student trains alone")
     turn: int = Field(5, ge=1, le=1000, description="most steps of the augmentor between two steps of the student")
     lr: float = Field(0.01, gt=0, le=1, description="learning rate of the augmentor, of Adam")
 

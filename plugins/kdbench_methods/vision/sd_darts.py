@@ -65,7 +65,7 @@ PAPER = Paper(
     departures=[
         "the distance and the choice of teacher steps and the form of the vote are our reading of the abstract",
         "the rate of alpha is 1e-2 in place of the 3e-4 of DARTS: there are hundreds of steps, not tens of thousands",
-        "two cells of three nodes with the operations of NAS-Bench-201, and half as many steps as the derived network has",
+        "two cells of three nodes, the operations of NAS-Bench-201, half as many steps as the derived network has",
         "Lanczos in place of power iteration, which finds the eigenvalue of largest size, be it negative",
     ],
 )
