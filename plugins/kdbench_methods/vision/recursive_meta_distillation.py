@@ -102,7 +102,7 @@ class RecursiveMetaDistillationParams(Params):
         "base", description="generation 0: fits the base teachers or the labels, or is not trained"
     )
     generations: int = Field(5, ge=1, le=50, description="students after generation 0, without the returned one")
-    generation_steps: int = Field(200, ge=1, le=1_000_000, description="of each of them")
+    generation_steps: float = Field(0.4, gt=0, le=100, description="of each of them, as a multiple of the task's limit")
     replicas: int = Field(3, ge=0, le=100, description="further students of the last target, for bias and variance")
     pairs: int = Field(1000, ge=1, le=100_000, description="random pairs of distributions of the exact part")
     exact_generations: int = Field(20, ge=2, le=1000, description="of the exact part")
@@ -138,6 +138,7 @@ def project(task, params, name, target, *, final=False):
         with task.seeded(f"generation-{name}"):
             model = task.build_student().to(task.device)
     table = None if target is None else target.float()
+    steps = task.budget.steps()
 
     def loss(model, batch):
         if table is None:
@@ -148,7 +149,7 @@ def project(task, params, name, target, *, final=False):
         model,
         loss,
         loader=task.train_loader(augment=False),
-        steps=task.budget.steps() if final else params.generation_steps,
+        steps=steps if final else max(1, round(params.generation_steps * steps)),
         spend="steps" if final else "aux_steps",
         tag="" if final else name,
     )

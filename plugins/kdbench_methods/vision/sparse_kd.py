@@ -103,9 +103,11 @@ class SparseKdParams(Params):
     noise: float = Field(0.05, ge=0, le=1, description="standard deviation of noisy probabilities")
     lr: float = Field(0.05, gt=0, le=1, description="peak learning rate of each stage")
     first_and_last: bool = Field(True, description="prune the first and the last layer, too")
-    dense_steps: int = Field(300, ge=0, le=1_000_000, description="of the dense student, beyond the task's")
+    dense_steps: float = Field(
+        0.6, ge=0, le=100, description="of the dense student, beyond the task's, as a multiple of the task's limit"
+    )
     resamples: int = Field(5, ge=0, le=100, description="networks for bias and variance; 0 leaves them out")
-    resample_steps: int = Field(50, ge=1, le=1_000_000, description="of each of them, dense and then sparse")
+    resample_steps: float = Field(0.1, gt=0, le=100, description="of each of them, dense and then sparse, likewise")
 
 
 # --- the path ---------------------------------------------------------------------------------------------------------
@@ -192,7 +194,7 @@ def train_dense(task, params, model, *, steps, loader=None, tag="dense"):
 
 def resampled(task, params, names):
     """Weights of R dense networks and of their sparse students, each pair on its own bootstrap sample."""
-    kept, size = {}, len(task.split("train"))
+    kept, size, steps = {}, len(task.split("train")), max(1, round(params.resample_steps * task.budget.steps()))
     for r in range(params.resamples):
         rows = torch.from_numpy(task.rng(f"bootstrap{r}").integers(size, size=size))
         with task.seeded(f"resample{r}"):
@@ -201,12 +203,12 @@ def resampled(task, params, names):
         def loader(part, rows=rows, r=r):
             return task.train_loader(indices=rows, purpose=f"resample{r}-{part}")
 
-        train_dense(task, params, model, steps=params.resample_steps, loader=loader("dense"), tag=f"dense{r}")
+        train_dense(task, params, model, steps=steps, loader=loader("dense"), tag=f"dense{r}")
         kept |= {f"dense{r}/{name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
         masks, teacher = Masks(model, names), frozen(model)
         masks.prune(model, params.sparsity)
         run_stage(
-            task, params, model, masks, teacher, params.final_temperature, steps=params.resample_steps,
+            task, params, model, masks, teacher, params.final_temperature, steps=steps,
             loader=loader("sparse"), spend="aux_steps", tag=f"sparse{r}",
         )  # fmt: skip
         kept |= {f"sparse{r}/{name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -218,7 +220,7 @@ def train(task, params):
     student = task.student()
     names = layer_weights(student, ends=params.first_and_last)
     kept = resampled(task, params, names)
-    train_dense(task, params, student, steps=params.dense_steps)
+    train_dense(task, params, student, steps=round(params.dense_steps * task.budget.steps()))
     kept |= {f"start/{name}": tensor.detach().clone() for name, tensor in student.state_dict().items()}
     save_file({name: tensor.cpu().contiguous() for name, tensor in kept.items()}, task.artifact("networks.safetensors"))
     masks, steps = Masks(student, names), task.budget.steps()

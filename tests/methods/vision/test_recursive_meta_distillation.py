@@ -10,7 +10,7 @@ from kdbench.errors import UsageError
 from kdbench_methods.vision import recursive_meta_distillation as method
 
 Params = method.RecursiveMetaDistillationParams
-SHORT = {"generations": 2, "generation_steps": 2, "replicas": 1, "pairs": 20}
+SHORT = {"generations": 2, "generation_steps": 0.4, "replicas": 1, "pairs": 20}
 
 
 def task(*names):

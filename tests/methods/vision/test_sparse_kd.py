@@ -10,7 +10,7 @@ from kdbench.training.pruning import Masks
 from kdbench_methods.vision import sparse_kd as method
 
 Params = method.SparseKdParams
-SHORT = {"dense_steps": 3, "resamples": 0, "resample_steps": 2}
+SHORT = {"dense_steps": 0.5, "resamples": 0, "resample_steps": 0.4}
 
 
 def test_temperatures_fall_to_the_final_one():
