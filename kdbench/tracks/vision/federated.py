@@ -12,8 +12,9 @@ from torch import Tensor
 
 from kdbench.errors import JobError, UsageError
 from kdbench.tracks.vision import metrics
+from kdbench.tracks.vision.derived import Federated
 from kdbench.tracks.vision.models.clients import Clients
-from kdbench.tracks.vision.spec import Federated, check_arch
+from kdbench.tracks.vision.spec import check_arch
 from kdbench.tracks.vision.task import VisionTask
 from kdbench.training.federated import Exchange, FederatedDistillation, Timetable, Together
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError, OverBudget, TestDataError, did_you_mean
 from kdbench.task import Scores, Task
-from kdbench.tracks.vision import PACKS, data, metrics, spaces, streams, teachers
+from kdbench.tracks.vision import PACKS, data, metrics, saving, spaces, streams, teachers
 from kdbench.tracks.vision.batches import Batch, Batches, Split
-from kdbench.tracks.vision.models import FAMILIES, KINDS, Classifier, Taps, build, family, rebuild
+from kdbench.tracks.vision.derived import FewClass, LongTail, MultiDomain, PseudoDomain, Webly
+from kdbench.tracks.vision.models import Classifier, Taps, build
 from kdbench.tracks.vision.models.adaptive import Adaptive
 from kdbench.tracks.vision.models.clients import Clients
-from kdbench.tracks.vision.models.hf import HFClassifier
-from kdbench.tracks.vision.spec import FewClass, LongTail, MultiDomain, PseudoDomain, VisionSpec, Webly
+from kdbench.tracks.vision.spec import VisionSpec
 
 TELLING = ("shape", "texture")
 """Metadata that tells the class."""
@@ -479,38 +477,11 @@ class VisionTask(Task):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """A transformers folder for its networks; else ``model.safetensors`` and ``config.json``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(model, HFClassifier):
-            model.save_pretrained(folder)
-            return
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(state, folder / "model.safetensors")
-        config = {
-            "arch": getattr(model, "arch", None),
-            "kind": getattr(model, "kind", None),
-            "config": getattr(model, "config", None),
-            "class": f"{type(model).__module__}.{type(model).__qualname__}",
-            "num_classes": self.num_classes,
-            "size": self.spec.data.size,
-            "mean": data.MEAN,
-            "std": data.STD,
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        saving.save(model, folder, self.num_classes, self.spec.data.size)
 
     def load(self, folder: Path) -> nn.Module:
         """The saved network, in eval mode. Raises ``ArtifactError`` for classes that only their method can build."""
-        config = json.loads((folder / "config.json").read_text())
-        arch = config.get("arch")
-        if "architectures" in config:
-            return HFClassifier.open(str(folder), self.num_classes, pretrained=True).to(self.device).eval()
-        if config.get("kind") in KINDS:
-            model = rebuild(config["kind"], config["config"])
-        elif arch is not None and family(arch) in FAMILIES:
-            model = build(arch, config["num_classes"], config["size"])
-        else:
-            raise ArtifactError(f"{folder} holds the weights of a {config['class']}, which the track cannot build")
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        return model.to(self.device).eval()
+        return saving.load(folder, self.num_classes).to(self.device).eval()
 
 
 __all__ = ["Batch", "Split", "TestDataError", "VisionTask"]

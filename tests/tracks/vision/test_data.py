@@ -13,7 +13,8 @@ from kdbench.errors import UsageError
 from kdbench.tracks.vision import data
 from kdbench.tracks.vision.data import Arrays, derive, real, shapetex
 from kdbench.tracks.vision.data.items import first_per_class
-from kdbench.tracks.vision.spec import DataSpec, Mismatch, VisionSpec
+from kdbench.tracks.vision.derived import Mismatch
+from kdbench.tracks.vision.spec import DataSpec, VisionSpec
 
 SMALL = {"source": "shapetex", "teacher": 600, "train": 300, "val": 60, "test": 60, "size": 8}
 

@@ -21,7 +21,8 @@ from kdbench.errors import UsageError
 from kdbench.spec import digest
 from kdbench.tracks.vision.data import derive, hf, pictures, real, shapetex
 from kdbench.tracks.vision.data.items import Items
-from kdbench.tracks.vision.spec import SHAPETEX_CLASSES, DataSpec, Mismatch, Target
+from kdbench.tracks.vision.derived import Mismatch, Target
+from kdbench.tracks.vision.spec import SHAPETEX_CLASSES, DataSpec
 
 __all__ = ["Arrays", "Dataset", "content_digest", "load", "make", "teacher_data"]
 

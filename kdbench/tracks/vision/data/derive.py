@@ -11,10 +11,8 @@ import numpy as np
 
 from kdbench.tracks.vision.data import shapetex
 from kdbench.tracks.vision.data.items import Items, first_per_class, join
-from kdbench.tracks.vision.spec import (
-    SHAPETEX_CLASSES,
+from kdbench.tracks.vision.derived import (
     Canvas,
-    DataSpec,
     Federated,
     FewClass,
     FewLabel,
@@ -27,6 +25,7 @@ from kdbench.tracks.vision.spec import (
     Related,
     Webly,
 )
+from kdbench.tracks.vision.spec import SHAPETEX_CLASSES, DataSpec
 
 Splits = dict[str, Items]
 
