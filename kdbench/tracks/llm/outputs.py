@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kdbench.losses.binarised import log1mexp
 from kdbench.tracks.llm.data.encoding import TextBatch
 from kdbench.tracks.llm.spec import OUTPUT_SPLITS, Net
 
@@ -32,13 +33,6 @@ def weights_digest(model: nn.Module) -> str:
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return state.hexdigest()[:16]
-
-
-def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x < 0, without cancellation (Mächler 2012); x is clamped to -1e-6: gradients stay finite."""
-    x = x.clamp(max=-1e-6)
-    near = x > -0.6931471805599453
-    return torch.where(near, torch.log(-torch.expm1(torch.where(near, x, -1.0))), torch.log1p(-torch.exp(x)))
 
 
 def top_events(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,10 @@ class TokenLogits:
     """(N,) int64 token ids."""
     sequence: Tensor
     """(N,) int64 row of each position."""
+    logits: Tensor | None = None
+    """(N, V) float32 student logits with gradient, where ``student`` is of top-k events."""
+    events: Tensor | None = None
+    """(N, k) int64 token ids of the top-k events, where there are such."""
 
 
 class Loader:
@@ -337,7 +341,7 @@ class LLMTask(Task):
 
         values, ids = self._outputs.scored(batch)
         student, nll = bucketed(logits, ids, targets)
-        return TokenLogits(student, values, nll, targets, sequence)
+        return TokenLogits(student, values, nll, targets, sequence, logits, ids)
 
     def nll(self, model: nn.Module, batch: TextBatch) -> Tensor:
         """(N,) float32 NLL in nats of the scored tokens of ``batch`` (classification: of the classes); no teacher."""
@@ -371,8 +375,11 @@ class LLMTask(Task):
 
     def prompts(self, split: str, count: int, generator: torch.Generator) -> Prompts:
         """``count`` prompts drawn from a split: instructions, or the first quarter of a chunk."""
+        return self.prompts_of(split, torch.randint(len(self.split(split)), (count,), generator=generator))
+
+    def prompts_of(self, split: str, rows: Tensor) -> Prompts:
+        """As :meth:`prompts`, those of chosen ``rows`` (N,) of the split, in their order."""
         chosen = self.split(split)
-        rows = torch.randint(len(chosen), (count,), generator=generator)
         sequences = chosen.sequences
         quarter = max(1, sequences.ids.shape[1] // 4)
         plain = chosen.kind is not Item
@@ -483,6 +490,8 @@ class LLMTask(Task):
     def load(self, folder: Path) -> Any:
         """A model that :meth:`save` wrote, on the task's device."""
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+        import kdbench.tracks.llm.subclasses  # noqa: F401 - makes transformers know its type of network
 
         kind = AutoModelForSequenceClassification if self.classifies else AutoModelForCausalLM
         model = kind.from_pretrained(folder).to(self.device).eval()
