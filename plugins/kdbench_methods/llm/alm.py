@@ -86,6 +86,8 @@ PAPER = Paper(
         "the mean counts the chunks that are scored after merging; the released code's divisor counts fewer",
         "a chunk at the end of a row within a document is not scored where debiasing needs the token after it",
         "new embeddings carry no learned network that predicts them",
+        "a special token at the end of a chunk adds no term; the released code reads a space there",
+        "low-rank adapters are an option of the task's student, not of the method",
     ],
 )
 
