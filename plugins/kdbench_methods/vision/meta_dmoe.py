@@ -140,10 +140,9 @@ def train(task, params):
     fit_experts(task, model, clusters, domains, max(1, round(params.expert_steps * steps)))
     model.experts.requires_grad_(False).eval()
     table = torch.cat([model.tokens(part.x) for part in split.batches(500)])  # nothing is augmented
-    place = {int(index): row for row, index in enumerate(split.index)}
 
     def tokens_of(batch):
-        return table[[place[int(index)] for index in batch.index]]
+        return table[batch.index]  # identities of training images are their positions
 
     task.fit(
         model.aggregator,
