@@ -375,11 +375,8 @@ class LLMTask(Task):
 
     def prompts(self, split: str, count: int, generator: torch.Generator) -> Prompts:
         """``count`` prompts drawn from a split: instructions, or the first quarter of a chunk."""
-        return self.prompts_of(split, torch.randint(len(self.split(split)), (count,), generator=generator))
-
-    def prompts_of(self, split: str, rows: Tensor) -> Prompts:
-        """As :meth:`prompts`, those of chosen ``rows`` (N,) of the split, in their order."""
         chosen = self.split(split)
+        rows = torch.randint(len(chosen), (count,), generator=generator)
         sequences = chosen.sequences
         quarter = max(1, sequences.ids.shape[1] // 4)
         plain = chosen.kind is not Item
