@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdbench.errors import JobError
 from kdbench.task import count_parameters
 from kdbench.tracks.llm.data.encoding import Chunk, Sequences, TextBatch
-from kdbench.tracks.llm.data.prepared import Split
+from kdbench.tracks.llm.kinds.base import Split
 from kdbench.tracks.llm.models import scored_logits, targets_of, token_nll
 from kdbench.tracks.llm.outputs import weights_digest
 from kdbench.tracks.llm.scoring import scored_tokens

@@ -30,9 +30,9 @@ from kdbench.tracks.llm.data import families
 from kdbench.tracks.llm.data.encoding import encode, pack
 from kdbench.tracks.llm.data.instruct import split_of, template
 from kdbench.tracks.llm.data.knowledge import RELATIONS, STATEMENTS, VALUES, Knowledge
+from kdbench.tracks.llm.data.specs import InstructData, TextData
 from kdbench.tracks.llm.evaluate import respond
 from kdbench.tracks.llm.models import scored_logits, targets_of
-from kdbench.tracks.llm.spec import InstructData, TextData
 from kdbench.tracks.llm.tokenizers import pad_id, start_id
 
 if TYPE_CHECKING:

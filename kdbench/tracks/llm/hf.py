@@ -13,7 +13,8 @@ from torch import nn
 from kdbench.errors import JobError
 from kdbench.tracks.llm.data.cpython import Document
 from kdbench.tracks.llm.data.instruct import Item
-from kdbench.tracks.llm.spec import Hub, HubInstructData, HubTextData, looks_local
+from kdbench.tracks.llm.data.specs import HubInstructData, HubTextData
+from kdbench.tracks.llm.spec import Hub, looks_local
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 

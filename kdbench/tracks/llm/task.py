@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,9 +19,9 @@ from kdbench.tracks.llm import TRACK, gap, models, scoring, teachers
 from kdbench.tracks.llm.data.cpython import Document
 from kdbench.tracks.llm.data.encoding import Sequences, TextBatch, encode, encode_pairs, pack
 from kdbench.tracks.llm.data.instruct import Item
-from kdbench.tracks.llm.data.prepared import Prepared, Split
-from kdbench.tracks.llm.evaluate import class_logits, class_metrics, exact_matches, forced, respond
+from kdbench.tracks.llm.data.prepared import Prepared
 from kdbench.tracks.llm.generation import Prompts, as_batch, generate
+from kdbench.tracks.llm.kinds.base import Kind, Split
 from kdbench.tracks.llm.spec import OUTPUT_SPLITS, Hub, LLMSpec, Net, SmolLM2
 from kdbench.tracks.llm.tokenizers import pad_id, start_id
 from kdbench.training.loaders import Order
@@ -108,18 +107,23 @@ class LLMTask(Task):
         return Prepared(self.spec, self.cache, tokenizer)
 
     @property
+    def kind(self) -> Kind:
+        """What the track does with data of this kind."""
+        return self._data.kind
+
+    @property
     def classifies(self) -> bool:
         """Whether models are classifiers (batches carry one class per row) instead of language models."""
-        return self.spec.data.kind in ("reviews", "docstrings")
+        return self.kind.classifies
 
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 for language models."""
-        return len(self._data.classes)
+        return len(self.kind.classes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return self._data.classes
+        return self.kind.classes
 
     def split(self, name: str) -> Split:
         """``train`` or ``val``: tokens and rows. Other splits raise ``TestDataError`` inside ``train``."""
@@ -151,7 +155,7 @@ class LLMTask(Task):
         """Documents of a text task before chunking, with their domains."""
         if split not in ("train", "val"):
             self.require_evaluation()
-        return self._data.documents(split)
+        return self.kind.documents(split)
 
     def _rows_of(self, kind: type, what: str) -> list[Any]:
         split = self.split("train")
@@ -288,7 +292,7 @@ class LLMTask(Task):
 
     def prepare(self) -> None:
         """Data, tokenizer, teacher, student initialisation, cached outputs and the capacity gap."""
-        for name in self._data.names:
+        for name in self.kind.names:
             self._data.split(name)
         if isinstance(self.spec.teacher, Net):
             self.teacher_folder()
@@ -375,17 +379,13 @@ class LLMTask(Task):
 
     def prompts(self, split: str, count: int, generator: torch.Generator) -> Prompts:
         """``count`` prompts drawn from a split: instructions, or the first quarter of a chunk."""
+        return self.prompts_of(split, torch.randint(len(self.split(split)), (count,), generator=generator))
+
+    def prompts_of(self, split: str, rows: Tensor) -> Prompts:
+        """As :meth:`prompts`, those of chosen ``rows`` (N,) of the split, in their order."""
         chosen = self.split(split)
-        rows = torch.randint(len(chosen), (count,), generator=generator)
         sequences = chosen.sequences
-        quarter = max(1, sequences.ids.shape[1] // 4)
-        plain = chosen.kind is not Item
-        ids = [
-            sequences.ids[
-                row, : min(quarter, int(sequences.lengths[row])) if plain else int(sequences.starts[row])
-            ].tolist()
-            for row in rows.tolist()
-        ]
+        ids = [sequences.ids[row, : self.kind.prompt_tokens(sequences, row)].tolist() for row in rows.tolist()]
         return Prompts(ids, rows, split)
 
     def rollout(
@@ -425,25 +425,8 @@ class LLMTask(Task):
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Validation data: loss, perplexity, token_accuracy, and exact_match or (classifiers) accuracy, macro_f1."""
         was_training = model.training
-        split = self._data.split("val")
         try:
-            if self.classifies:
-                sequences = split.sequences
-                assert sequences.labels is not None
-                return class_metrics(class_logits(model, sequences, "val", self.device), sequences.labels)
-            tokenizer = self.tokenizer_of(model)
-            sequences = scoring.sequences_for(self, split, tokenizer)
-            result = forced(model, sequences.batches(self.spec.evaluation.batch_size, "val"), self.device)
-            values = {
-                "loss": result.loss,
-                "perplexity": math.exp(result.loss),
-                "token_accuracy": float(result.correct.mean()),
-            }
-            if split.kind is Item and self.spec.data.kind == "instruct":
-                options = {"max_new": self.spec.evaluation.max_new, "batch_size": self.spec.evaluation.batch_size}
-                texts, _ = respond(model, [item.prompt for item in split.rows], tokenizer, **options)
-                values["exact_match"] = float(exact_matches(split.rows, texts).mean())
-            return values
+            return self.kind.validate(self, model)
         finally:
             model.train(was_training)
 
@@ -486,12 +469,11 @@ class LLMTask(Task):
 
     def load(self, folder: Path) -> Any:
         """A model that :meth:`save` wrote, on the task's device."""
-        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+        import transformers
 
         import kdbench.tracks.llm.subclasses  # noqa: F401 - makes transformers know its type of network
 
-        kind = AutoModelForSequenceClassification if self.classifies else AutoModelForCausalLM
-        model = kind.from_pretrained(folder).to(self.device).eval()
+        model = getattr(transformers, self.kind.auto).from_pretrained(folder).to(self.device).eval()
         if json.loads((folder / "kdbench.json").read_text())["own_tokenizer"]:
-            model = self.adopt(model, AutoTokenizer.from_pretrained(folder))
+            model = self.adopt(model, transformers.AutoTokenizer.from_pretrained(folder))
         return model

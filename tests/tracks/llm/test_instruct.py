@@ -11,7 +11,7 @@ import pytest
 from kdbench.errors import JobError
 from kdbench.tracks.llm.data import families, instruct
 from kdbench.tracks.llm.data.knowledge import RELATIONS, VALUES, Knowledge
-from kdbench.tracks.llm.spec import FAMILIES, HELD_OUT, InstructData
+from kdbench.tracks.llm.data.specs import FAMILIES, HELD_OUT, InstructData
 
 DATA = InstructData(train=600, persons=20, difficulty=(1, 3), distractors=0.0)
 

@@ -13,7 +13,7 @@ from kdbench.errors import JobError
 from kdbench.tracks.llm.data import cpython
 from kdbench.tracks.llm.data.cpython import rank
 from kdbench.tracks.llm.data.knowledge import words
-from kdbench.tracks.llm.spec import DocstringsData, ReviewsData
+from kdbench.tracks.llm.data.specs import DocstringsData, ReviewsData
 
 TOPICS: dict[str, tuple[str, ...]] = {
     "food": ("soup", "bread", "menu", "dessert", "waiter"),

@@ -20,7 +20,7 @@ from typing import Any
 from kdbench.cache import Cache
 from kdbench.errors import JobError
 from kdbench.spec import canonical_json
-from kdbench.tracks.llm.spec import CPYTHON
+from kdbench.tracks.llm.data.specs import CPYTHON
 
 CODE_BYTES = 2_000_000
 """Standard-library sources are taken, in a fixed random order, up to this size in all."""

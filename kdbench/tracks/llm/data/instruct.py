@@ -12,7 +12,7 @@ import numpy as np
 from kdbench.errors import JobError
 from kdbench.tracks.llm.data.families import SAMPLERS, Draft, check, lookup
 from kdbench.tracks.llm.data.knowledge import Knowledge
-from kdbench.tracks.llm.spec import HELD_OUT, InstructData
+from kdbench.tracks.llm.data.specs import HELD_OUT, InstructData
 
 DISTRACTORS = (
     "The weather is mild this week.",

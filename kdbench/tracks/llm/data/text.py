@@ -11,7 +11,7 @@ from kdbench.errors import JobError
 from kdbench.tracks.llm.data import cpython
 from kdbench.tracks.llm.data.cpython import Document, rank
 from kdbench.tracks.llm.data.knowledge import Knowledge
-from kdbench.tracks.llm.spec import TextData
+from kdbench.tracks.llm.data.specs import TextData
 
 HELD_BACK = 0.05
 """Share of the bytes of each domain that validation gets, and test as much again."""
