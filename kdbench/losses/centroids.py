@@ -16,10 +16,13 @@ from kdbench.losses.divergences import log_softmax
 from kdbench.losses.logits import UNLABELLED
 
 
-def class_sums(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums (C, C) of the outputs (B, C) by label (B,), and numbers of samples (C,); -1 is no label."""
+def class_sums(probs: Tensor, labels: Tensor, classes: int | None = None) -> tuple[Tensor, Tensor]:
+    """Sums (C, C) of the outputs (B, C) by label (B,), and numbers of samples (C,); -1 is no label.
+
+    Of features (B, D) the sums (C, D), where ``classes`` says how many there are.
+    """
     known = labels != UNLABELLED
-    one_hot = F.one_hot(labels[known], probs.shape[1]).to(probs.dtype)
+    one_hot = F.one_hot(labels[known], probs.shape[1] if classes is None else classes).to(probs.dtype)
     return one_hot.T @ probs[known], one_hot.sum(0)
 
 

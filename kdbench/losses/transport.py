@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from kdbench.losses.binarised import log1mexp
+from kdbench.losses.divergences import log_softmax
 from kdbench.losses.logits import widen
 
 
@@ -20,6 +22,18 @@ def l1_cost(a: Tensor, b: Tensor) -> Tensor:
     Where two entries are equal the gradient is 0, one of the subgradients.
     """
     return torch.cdist(widen(a), widen(b), p=1.0)
+
+
+def event_l1_cost(logits: Tensor, ids: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """L1 distances in the events of the teacher's rows: the k tokens ``ids`` (M, k) of each, and all others together.
+
+    Student logits (N, V) and log-probabilities ``teacher`` (M, k + 1) of the events, already softened by
+    ``temperature``, to (N, M): the student's row is mapped into the events of each row of the teacher.
+    """
+    known = log_softmax(logits)[:, ids]
+    rest = log1mexp(known.logsumexp(-1, keepdim=True))
+    mine = log_softmax(torch.cat([known, rest], -1), temperature)
+    return (mine.exp() - teacher.exp()).abs().sum(-1)
 
 
 def sinkhorn(
@@ -55,6 +69,20 @@ def transport_cost(cost: Tensor, eps: float = 0.1, iterations: int = 20) -> Tens
     """
     cost = widen(cost)
     return (sinkhorn(cost, eps, iterations) * cost).sum((-2, -1))
+
+
+def block_transport_cost(cost: Tensor, size: int, eps: float = 0.1, iterations: int = 20) -> Tensor:
+    """Sum over sets of ``size`` successive rows of the transport within each; (N, N) to a scalar, the mass is N.
+
+    The last set may be smaller; 0 is one set of all rows, 1 pairs each row with its own column.
+    """
+    size = min(size or len(cost), len(cost))
+    blocks = [cost[start : start + size, start : start + size] for start in range(0, len(cost), size)]
+    full = torch.stack([block for block in blocks if len(block) == size])
+    value = transport_cost(full, eps, iterations).sum()
+    if len(blocks) > len(full):
+        value = value + transport_cost(blocks[-1], eps, iterations)
+    return value
 
 
 def discrete_transport_cost(

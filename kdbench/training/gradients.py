@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,13 @@ def flat_gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     zipped = zip(found, parameters, strict=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zipped]).detach()
+
+
+def balanced(parts: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+    """Terms scaled by the inverse norms of their gradients in ``parameters``, the scales summing to one."""
+    scales = torch.stack([1 / (flat_gradient(part, parameters).norm() + 1e-8) for part in parts.values()])
+    scales = scales / scales.sum()
+    return {name: scale * part for (name, part), scale in zip(parts.items(), scales, strict=True)}
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from kdbench.task import count_parameters
 from kdbench.training.loaders import Epochs
 
 
-def sampler(
+def answering(
     task: Any,
     model: nn.Module,
     *,
@@ -21,20 +22,19 @@ def sampler(
     top_p: float = 1.0,
     top_k: int = 0,
     purpose: str = "rollout",
-) -> Callable[[int], Any]:
-    """A function n -> batch of n responses of ``model``, with the weights of the moment, to training prompts.
+) -> Callable[[Any], Any]:
+    """A function prompts -> batch of one response of ``model`` to each, with the weights of the moment.
 
-    No gradient goes through the sampling, and dropout is off while it lasts. Prompts and tokens come from random
-    streams of their own, so that the same job draws the same prompts whatever the model answers; ``purpose`` tells two
-    samplers of one job apart. Spends ``flops``: two per parameter and token read or written.
+    No gradient goes through the sampling, and dropout is off while it lasts. Tokens come from a random stream of their
+    own; ``purpose`` tells two of one job apart. Spends ``flops``: two per parameter and token read or written.
     """
-    prompts, tokens = task.generator(f"{purpose}/prompts"), task.generator(f"{purpose}/tokens")
+    tokens = task.generator(f"{purpose}/tokens")
     parameters = count_parameters(model)
 
-    def sample(n: int) -> Any:
+    def answer(prompts: Any) -> Any:
         batch = task.rollout(
             model,
-            task.prompts("train", n, prompts),
+            prompts,
             max_new=max_new,
             temperature=temperature,
             top_p=top_p,
@@ -44,7 +44,50 @@ def sampler(
         task.budget.spend("flops", 2.0 * parameters * int(batch.attention_mask.sum()))
         return batch
 
-    return sample
+    return answer
+
+
+def sampler(task: Any, model: nn.Module, *, purpose: str = "rollout", **sampling: Any) -> Callable[[int], Any]:
+    """A function n -> batch of n responses of ``model``, with the weights of the moment, to training prompts.
+
+    Prompts come from a random stream of their own, so that the same job draws the same prompts whatever the model
+    answers. ``sampling`` and what is spent are those of :func:`answering`.
+    """
+    prompts = task.generator(f"{purpose}/prompts")
+    answer = answering(task, model, purpose=purpose, **sampling)
+    return lambda n: answer(task.prompts("train", n, prompts))
+
+
+@dataclass
+class Answered:
+    """A batch of data, and what a model answers to the same prompts."""
+
+    data: Any
+    own: Any
+    """The responses of the model, as a batch whose response tokens are scored."""
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+class AnsweredBatches:
+    """Batches of data, each with new answers to its prompts: on-policy targets beside the ground truth."""
+
+    def __init__(self, task: Any, source: Iterable[Any], answer: Callable[[Any], Any]) -> None:
+        """``answer(prompts)`` as of :func:`answering`; the rows of ``source`` are those of a split of ``task``."""
+        self.task, self.source, self.answer = task, Epochs(source), answer
+
+    def __iter__(self) -> Iterator[Answered]:
+        for batch in self.source.epoch():
+            yield Answered(batch, self.answer(self.task.prompts_of(batch.split, batch.index)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the data is; the states of the generators are not part of it."""
+        return {"source": self.source.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next iteration goes on from there."""
+        self.source.load_state_dict(state["source"])
 
 
 class MixedBatches:

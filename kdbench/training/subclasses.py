@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import torch
 from scipy.stats import ortho_group
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from kdbench.errors import UsageError
@@ -61,6 +63,16 @@ class Directions:
         """(B, D) to (B, C, 2k) float64."""
         u = self.coordinates(embeddings)
         return torch.cat([u, -u], dim=-1)
+
+    def seen_by(self, weight: Tensor) -> float:
+        """Largest change that a step along a direction makes in the logits of ``weight`` (C, D), over its longest row.
+
+        0 where every direction lies in the null space of ``weight``, at most 1.
+        """
+        weight = weight.detach().double()
+        directions = torch.nn.functional.normalize(self.basis, dim=1)
+        seen = torch.einsum("ed,cdk->eck", weight, directions).abs().max()
+        return float(seen / weight.norm(dim=1).max())
 
     def tensors(self) -> dict[str, Tensor]:
         """For a file; the constructor takes them back."""
@@ -166,3 +178,9 @@ def fit_clusters(embeddings: Tensor, labels: Tensor, weight: Tensor, subclasses:
         if total > 0:  # where every row is its own centre, the unit is the variance of the class
             spread[c] = within if within > NOTHING * total else total
     return Clusters(*(as_tensor(part, embeddings.device) for part in (free, centres, spread)))
+
+
+def mean_nmi(assignment: npt.NDArray[Any], topics: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
+    """Normalised mutual information in [0, 1] of two labellings (N,), mean over the classes ``labels`` (N,)."""
+    classes = np.unique(labels)
+    return float(np.mean([normalized_mutual_info_score(topics[labels == c], assignment[labels == c]) for c in classes]))

@@ -8,7 +8,14 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from kdbench.losses.transport import discrete_transport_cost, l1_cost, sinkhorn, transport_cost
+from kdbench.losses.transport import (
+    block_transport_cost,
+    discrete_transport_cost,
+    event_l1_cost,
+    l1_cost,
+    sinkhorn,
+    transport_cost,
+)
 
 
 def log_probs(*shape: int, seed: int = 0, scale: float = 2.0) -> torch.Tensor:
@@ -23,6 +30,25 @@ COST = l1_cost(Q, P)
 def test_costs_are_the_l1_distances_of_all_pairs():
     assert torch.allclose(COST, (Q[:, None] - P[None]).abs().sum(-1))
     assert l1_cost(Q.half(), P.half()).dtype == torch.float32
+
+
+def test_costs_in_the_events_of_each_teacher_row():
+    best, ids = P.topk(3)
+    events = torch.cat([best, 1 - best.sum(-1, keepdim=True)], -1)
+    cost = event_l1_cost(Q.log(), ids, (events.log() / 2).log_softmax(-1), 2.0)
+    for i, j in ((0, 0), (3, 7), (11, 2)):
+        mine = Q[i][ids[j]]
+        mine = torch.cat([mine, 1 - mine.sum(0, keepdim=True)])
+        softened = [part.sqrt() / part.sqrt().sum() for part in (mine, events[j])]
+        assert cost[i, j].item() == pytest.approx((softened[0] - softened[1]).abs().sum().item(), abs=1e-5)
+
+
+def test_blocks_are_transported_one_by_one():
+    parts = [transport_cost(COST[i : i + 5, i : i + 5]) for i in range(0, 12, 5)]  # the last one is smaller
+    assert block_transport_cost(COST, 5).item() == pytest.approx(torch.stack(parts).sum().item())
+    assert block_transport_cost(COST, 1).item() == pytest.approx(COST.diagonal().sum().item())
+    for size in (0, 12, 99):
+        assert block_transport_cost(COST, size).item() == pytest.approx(transport_cost(COST).item())
 
 
 def test_the_plan_is_that_of_alternating_normalisation_of_the_kernel():

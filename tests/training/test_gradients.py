@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.training.gradients import conflict, cosine, flat_gradient
+from kdbench.training.gradients import balanced, conflict, cosine, flat_gradient
 
 
 def test_a_flat_gradient_has_zeros_where_a_loss_does_not_reach() -> None:
@@ -16,6 +16,13 @@ def test_a_flat_gradient_has_zeros_where_a_loss_does_not_reach() -> None:
     assert flat_gradient(loss, parameters).tolist() == [1, 2, 3, 0, 0]
     assert flat_gradient(2 * loss, parameters).tolist() == [2, 4, 6, 0, 0]  # the graph is still there
     assert all(p.grad is None for p in parameters)
+
+
+def test_terms_are_balanced_by_their_gradients() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    parts = balanced({"a": 100 * weight.sum(), "b": weight.prod()}, [weight])
+    norms = [torch.autograd.grad(part, weight, retain_graph=True)[0].norm().item() for part in parts.values()]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdbench.errors import UsageError
-from kdbench.training.subclasses import fit_clusters, fit_directions, null_space, random_axes
+from kdbench.training.subclasses import fit_clusters, fit_directions, mean_nmi, null_space, random_axes
 
 C, D = 3, 10
 
@@ -121,3 +121,19 @@ def test_clusters_of_few_rows():
     assert torch.isfinite(probs).all()
     assert (probs[:, 1, 2:] == 0).all()  # a cluster per row
     assert (probs[:, 2, 0] == 1).all()  # no rows at all
+
+
+def test_a_direction_is_seen_where_it_leaves_the_null_space():
+    h, labels, weight, _ = planted()
+    found = fit_directions(h, labels, weight, 2)
+    assert found.seen_by(weight) < 1e-9
+    along = torch.zeros(1, D)
+    along[0] = found.basis[1, :, 0]
+    assert found.seen_by(along) == pytest.approx(1.0)
+
+
+def test_mutual_information_is_measured_within_classes():
+    labels, topics = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array(list("ababaabb"))
+    assert mean_nmi(np.array([0, 1, 0, 1, 5, 5, 2, 2]), topics, labels) == pytest.approx(1.0)
+    assert mean_nmi(np.array([0, 1, 0, 1, 3, 3, 3, 3]), topics, labels) == pytest.approx(0.5)
+    assert mean_nmi(labels, topics, labels) == pytest.approx(0.0)  # the class alone says nothing of the topic

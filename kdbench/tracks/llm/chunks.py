@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kdbench.losses.binarised import EPS
 from kdbench.losses.divergences import log_softmax
 from kdbench.tracks.llm.alignment import Alignment, chunk_align, starts_word, vocabulary_bytes
 from kdbench.tracks.llm.data.encoding import Sequences, TextBatch
@@ -91,6 +93,27 @@ def states_and_logits(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tenso
     return hidden, head(hidden)
 
 
+@torch.no_grad()
+def frozen_states(task: LLMTask, batch: TextBatch) -> tuple[Tensor, Tensor]:
+    """The teacher's :func:`states_and_logits`, metered."""
+    teacher = task.teacher()
+    if body_and_head(teacher) is not None:
+        task.budget.spend("teacher_queries", len(batch))
+    return states_and_logits(teacher, batch)
+
+
+def hidden_loss(alignment: Alignment, teacher: Tensor, student: Tensor, projector: nn.Module) -> Tensor:
+    """Squared distance of hidden states at the ends of chunks, over the teacher's mean square; a scalar.
+
+    ``teacher`` (N_a, D_a) and ``student`` (N_b, D_b) are the states of the two sides; ``projector`` maps the student's.
+    """
+    inside = (alignment.after[0] >= 0) & (alignment.after[1] >= 0)
+    target = teacher[alignment.after[0][inside]].float()
+    distance = (projector(student[alignment.after[1][inside]].float()) - target).square().mean()
+    loss: Tensor = distance / target.square().mean().clamp(min=EPS)
+    return loss
+
+
 class Sides:
     """A split under the teacher's and the student's tokenizer, and what the teacher says of it."""
 
@@ -143,6 +166,44 @@ class Sides:
         row, position = theirs.scored.nonzero(as_tuple=True)
         self.task.budget.spend("cached_teacher_queries", len(batch))
         return Spoken(*kept[batch.index[row].cpu(), position.cpu()].to(self.task.device).unbind(-1))
+
+
+@torch.no_grad()
+def chunk_facts(
+    task: LLMTask, model: nn.Module, *, append_space: bool = True, merge: float = 0.0
+) -> tuple[dict[str, float], dict[str, list[int]]]:
+    """What teacher and ``model`` say of the chunks of the validation data, and counts of chunks by their bytes.
+
+    ``chunk_gap``: mean difference of their log-likelihoods in nats per byte; ``chunk_agreement``: share of the chunks
+    on which both or neither are greedily right; mean bytes of a chunk, before and after merging, and its tokens.
+    """
+    sides = Sides(task, "val", task.tokenizer_of(model))
+    kept, gaps, agree, sizes, tokens, merged = sides.kept(), [], [], [], [], []
+    for batch in sides.sequences[1].batches(task.spec.evaluation.batch_size, "val"):
+        batch = batch.to(task.device)
+        theirs = sides.theirs(batch)
+        alignment = sides.align(theirs, batch)
+        says = sides.teacher_says(theirs, batch, kept)
+        own = spoken(states_and_logits(model, batch)[1], targets_of(batch), sides.blanks[1])
+        p, q, scored, joined = likelihoods(alignment, says, own, append_space=append_space, merge=merge)
+        gaps.append(((p - q).abs() / joined.size.clamp(min=1))[scored].cpu())
+        wrong = [alignment.sums(side, 1 - one.right) > 0 for side, one in enumerate((says, own))]
+        agree.append((wrong[0] == wrong[1]).float().cpu())
+        counts = [alignment.sums(side, torch.ones_like(one.right)) for side, one in enumerate((says, own))]
+        tokens.append(torch.stack(counts).cpu())
+        sizes.append(alignment.size.cpu())
+        merged.append(joined.size.cpu())
+    size, per_chunk, after = torch.cat(sizes), torch.cat(tokens, dim=1), torch.cat(merged)
+    histogram = {"bytes": np.bincount(size).tolist(), "bytes_after_merging": np.bincount(after).tolist()}
+    facts = {
+        "chunk_gap": float(torch.cat(gaps).mean()),
+        "chunk_agreement": float(torch.cat(agree).mean()),
+        "chunk_bytes": float(size.float().mean()),
+        "chunk_bytes_after_merging": float(after.float().mean()),
+        "chunk_tokens_teacher": float(per_chunk[0].mean()),
+        "chunk_tokens_student": float(per_chunk[1].mean()),
+    }
+    return facts, histogram
 
 
 def _digest(sequences: Sequences) -> str:

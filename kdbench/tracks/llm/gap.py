@@ -46,7 +46,7 @@ def gate(values: Mapping[str, float], wanted: Gate) -> list[str]:
     ['exact match: teacher 0.900, student without distillation 0.800: a gap of 0.100, less than 0.15']
     """
     reasons = []
-    for name in ("exact_match", "accuracy"):
+    for name in ("exact_match", "accuracy", "f1"):
         least, teacher, student = getattr(wanted, name), values.get(f"teacher_{name}"), values.get(f"student_{name}")
         if least is not None and teacher is not None and student is not None and teacher - student < least:
             reasons.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ def generate(
         tokens = torch.full((len(prompts), max_new), pad, device=device)
         logprobs = torch.zeros(len(prompts), max_new, device=device)
         lengths = torch.zeros(len(prompts), dtype=torch.int64, device=device)
-        step_logits = _Stepper(model, ids, mask)
+        step_logits = stepper(model, ids, mask)
         logits = step_logits.logits
         for step in range(max_new):
             if temperature > 0:
@@ -131,7 +131,29 @@ def generate(
     )
 
 
-class _Stepper:
+class Stepper(Protocol):
+    """What a model remembers of its prompts and of the tokens so far."""
+
+    logits: Tensor
+    """(B, V) float32: of the first new token."""
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """Logits (B, V) float32 after one more token (B,) per row."""
+
+    def keep(self, which: Tensor) -> None:
+        """Go on with the rows of a mask (B,) only."""
+
+
+def stepper(model: nn.Module, ids: Tensor, mask: Tensor) -> Stepper:
+    """Read prompts (B, P), padded on the left as ``mask`` (B, P) says, to continue them token by token.
+
+    A model that continues prompts in its own way (an encoder-decoder) has a method ``stepper(ids, mask)``.
+    """
+    own = getattr(model, "stepper", None)
+    return CausalStepper(model, ids, mask) if own is None else own(ids, mask)
+
+
+class CausalStepper:
     """One forward per new token, with what the model remembers of the earlier ones."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor) -> None:

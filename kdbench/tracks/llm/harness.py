@@ -1,11 +1,13 @@
-"""lm-evaluation-harness on local files: task descriptions and documents are written from the data of the task.
+"""lm-evaluation-harness on a model as it is: on local files, or on any task that the harness knows.
 
-Nothing is fetched: the harness reads YAML and JSON Lines files of a temporary folder, and the model is wrapped as it
-is.
+For the tasks of :data:`DESCRIPTIONS`, descriptions and documents are written from the data of the task into a temporary
+folder, and nothing is fetched. Other names are looked up in ``evaluation.harness_folder`` and among the harness's own
+tasks, whose data sets come from the hub.
 """
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
 import logging
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from kdbench.tracks.llm.task import LLMTask
 
 CHOICES = 4
+PROCEDURAL_ITEMS = 40
+"""Documents of a procedural task where the task does not say how many."""
 
 DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "facts": {
@@ -134,7 +138,7 @@ def documents(task: LLMTask, name: str) -> list[dict[str, Any]]:
     if not isinstance(data, InstructData | TextData):
         raise JobError(f"harness tasks read the procedural data, which task {task.spec.name} does not have")
     rng = np.random.default_rng(seed_of(task.spec.name, "harness", name))
-    count = task.spec.evaluation.harness_items
+    count = task.spec.evaluation.harness_items or PROCEDURAL_ITEMS
     if name == "arithmetic":
         return [_sum(rng, data) for _ in range(count)]
     knowledge = Knowledge.make(data.persons, data.seed)
@@ -198,35 +202,61 @@ def write_tasks(task: LLMTask, names: Sequence[str], folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
 
 
+def manager_of(task: LLMTask, names: Sequence[str], folder: Path) -> TaskManager:
+    """What finds the tasks called ``names``: files in ``folder`` and in the task's own; the harness's where needed.
+
+    Raises ``JobError`` for a name that is in none of them.
+    """
+    own = task.spec.evaluation.harness_folder
+    folders = [str(folder)] if own is None else [str(folder), str(Path(own).expanduser())]
+    # its own tasks are thousands of files to read: only where a name is not found without them
+    for include in (False, True):
+        manager = TaskManager(include_path=folders, include_defaults=include)
+        unknown = [name for name in names if name not in manager.all_tasks]
+        if not unknown:
+            return manager
+    near = difflib.get_close_matches(unknown[0], [*DESCRIPTIONS, *manager.all_tasks], n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise JobError(f"lm-evaluation-harness has no task {unknown[0]!r}{hint}")
+
+
 def evaluate(task: LLMTask, model: nn.Module, names: Sequence[str]) -> dict[str, float]:
-    """Run harness tasks on a model: ``harness/<task>/<metric>``."""
+    """Run harness tasks on a model: ``harness/<task>/<metric>``.
+
+    Raises ``JobError`` for unknown tasks, and where the data set of one cannot be loaded.
+    """
     options = task.spec.evaluation
     adapter = Adapter(model, task.tokenizer_of(model), options.batch_size, options.max_new)
+    local = [name for name in names if name in DESCRIPTIONS]
+    called = {name: f"kdbench_{name}" if name in local else name for name in names}
     level = logging.getLogger("lm_eval").level
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     try:
         # the harness draws a progress bar per task that cannot be turned off
         with tempfile.TemporaryDirectory() as scratch, redirect_stderr(io.StringIO()):
-            write_tasks(task, names, Path(scratch))
-            manager = TaskManager(include_path=scratch, include_defaults=False)
-            found = simple_evaluate(
-                model=adapter,
-                tasks=[f"kdbench_{name}" for name in names],
-                task_manager=manager,
-                bootstrap_iters=0,
-                log_samples=False,
-            )
+            write_tasks(task, local, Path(scratch))
+            manager = manager_of(task, list(called.values()), Path(scratch))
+            try:
+                found = simple_evaluate(
+                    model=adapter,
+                    tasks=list(called.values()),
+                    task_manager=manager,
+                    num_fewshot=options.harness_shots,
+                    limit=None if len(local) == len(names) else options.harness_items,
+                    bootstrap_iters=0,
+                    log_samples=False,
+                )
+            except (ConnectionError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+                raise JobError(f"lm-evaluation-harness cannot load the data of {', '.join(names)}: {error}") from error
     finally:
         logging.getLogger("lm_eval").setLevel(level)
     values = {}
-    for name in names:
-        for metric, value in found["results"][f"kdbench_{name}"].items():
-            label = metric.split(",")[0]
-            if (
-                isinstance(value, int | float)
-                and not label.endswith("_stderr")
-                and label not in ("sample_len", "alias")
-            ):
-                values[f"harness/{name}/{label}"] = float(value)
+    for name, known in called.items():
+        for metric, value in found["results"][known].items():
+            label = metric.partition(",")[0]
+            if not isinstance(value, int | float) or label.endswith("_stderr") or label in ("sample_len", "alias"):
+                continue
+            # one number per metric: of several filters of the harness the first is the strictest
+            values.setdefault(f"harness/{name}/{label}", float(value))
     return values

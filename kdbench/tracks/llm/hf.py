@@ -36,13 +36,16 @@ def load_model(hub: Hub, device: torch.device, *, trainable: bool) -> nn.Module:
         options["attn_implementation"] = hub.attn_implementation
     if hub.device_map is not None:
         options["device_map"] = hub.device_map
+    if hub.quantize is not None:
+        options["quantization_config"] = quantization(hub.quantize)
+        options.setdefault("device_map", device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             local_or_hub(hub.name), revision=hub.revision, trust_remote_code=hub.trust_remote_code, **options
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise JobError(f"cannot load the model {hub.name!r}: {error}") from error
-    if hub.device_map is None:
+    if "device_map" not in options:
         model = model.to(device)
     model.config.use_cache = False
     if trainable:
@@ -51,6 +54,17 @@ def load_model(hub: Hub, device: torch.device, *, trainable: bool) -> nn.Module:
         if hub.lora is not None:
             model = add_lora(model, hub)
     return model
+
+
+def quantization(bits: str) -> Any:
+    """What transformers loads weights of the linear layers with in ``int8`` or ``int4``; activations stay as they are."""
+    import torchao.quantization as ao
+    from torchao.quantization.granularity import PerGroup
+    from transformers import TorchAoConfig
+
+    if bits == "int8":
+        return TorchAoConfig(ao.Int8WeightOnlyConfig())
+    return TorchAoConfig(ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32)))
 
 
 def add_lora(model: nn.Module, hub: Hub) -> nn.Module:
@@ -136,13 +150,30 @@ def data_digest(data: HubTextData | HubInstructData, split: str) -> str:
     for column in columns:
         for text in _column(rows, column, data.path):
             state.update(text.encode() + b"\0")
+    if isinstance(data, HubTextData):
+        state.update("\0".join(_domains(rows, data) or ()).encode())
     return state.hexdigest()[:16]
+
+
+def _domains(rows: Any, data: HubTextData) -> list[str] | None:
+    """Domain of each row, where the data have such a column. Raises ``JobError`` for rows without one."""
+    if data.domain is None:
+        return None
+    if data.domain not in rows.column_names:
+        raise JobError(f"{data.path!r} has no column {data.domain!r}; it has: {', '.join(rows.column_names)}")
+    names = ["" if value is None else str(value) for value in rows[data.domain]]
+    if not all(names):
+        raise JobError(f"row {names.index('')} of {data.path!r} has no domain in its column {data.domain!r}")
+    return names
 
 
 def text_documents(data: HubTextData, split: str) -> list[Document]:
     """Documents of a split; rows without text are left out."""
-    texts = _column(load_rows(data, split), data.text, data.path)
-    return [Document(text, "text", {"name": f"{split}/{i}"}) for i, text in enumerate(texts) if text.strip()]
+    rows = load_rows(data, split)
+    texts = _column(rows, data.text, data.path)
+    domains = _domains(rows, data) or ["text"] * len(texts)
+    documents = [Document(t, d, {"name": f"{split}/{i}"}) for i, (t, d) in enumerate(zip(texts, domains, strict=True))]
+    return [document for document in documents if document.text.strip()]
 
 
 def instruct_items(data: HubInstructData, split: str) -> list[Item]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -16,7 +17,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from kdbench.losses.tokens import shift_mask
+from kdbench.errors import JobError
+from kdbench.losses.logits import UNLABELLED
+from kdbench.losses.tokens import IGNORE, shift_mask
 from kdbench.tracks.llm.data.encoding import TextBatch
 from kdbench.tracks.llm.spec import Net
 from kdbench.tracks.llm.tokenizers import pad_id, start_id
@@ -34,7 +37,7 @@ def build(net: Net, tokenizer: Any, *, vocabulary: int | None = None, classes: i
     """A network with random weights from the global generators; dropout is off everywhere.
 
     ``vocabulary`` defaults to the tokenizer's. Encoders need ``classes`` and give ``.logits`` (B, C) from the first
-    token.
+    token; taggers need them too and give (B, L, C).
     """
     size = len(tokenizer) if vocabulary is None else vocabulary
     ids = {
@@ -42,8 +45,9 @@ def build(net: Net, tokenizer: Any, *, vocabulary: int | None = None, classes: i
         "bos_token_id": start_id(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
     }
-    if net.family == "encoder":
-        return BertForSequenceClassification(
+    if net.family in ("encoder", "tagger"):
+        bert = BertForSequenceClassification if net.family == "encoder" else BertForTokenClassification
+        return bert(
             BertConfig(
                 vocab_size=size,
                 hidden_size=net.width,
@@ -103,12 +107,26 @@ def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     return None
 
 
-def scored_logits(model: nn.Module, batch: TextBatch) -> Tensor:
+def last_block(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters with a gradient of a transformer's last block."""
+    blocks = next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module))
+    return [parameter for parameter in blocks[-1].parameters() if parameter.requires_grad]
+
+
+def scored_logits(model: nn.Module, batch: TextBatch, embeds: Tensor | None = None) -> Tensor:
     """Logits (N, V) at the N positions whose next token is scored, row-major over (B, L-1); one forward.
 
-    Where the model allows it the vocabulary-sized product is computed at those positions only.
+    Where the model allows it the vocabulary-sized product is computed at those positions only. ``embeds`` (B, L, D)
+    stand in for the embeddings of the tokens. A model that reads rows in its own way (an encoder-decoder) has a method
+    ``scored_logits(batch)``, and takes no embeddings: ``JobError``.
     """
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    own = getattr(model, "scored_logits", None)
+    if own is not None:
+        if embeds is not None:
+            raise JobError(f"a {type(model).__name__} reads tokens, not embeddings")
+        return own(batch)
+    tokens = {"input_ids": batch.input_ids} if embeds is None else {"inputs_embeds": embeds}
+    inputs = {**tokens, "attention_mask": batch.attention_mask, "use_cache": False}
     parts = body_and_head(model)
     if parts is None:
         return model(**inputs).logits[:, :-1][batch.scored]
@@ -124,13 +142,31 @@ def targets_of(batch: TextBatch) -> Tensor:
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """(N,) float32 negative log-likelihood in nats of ``targets`` (N,) under ``logits`` (N, V).
+    """(N,) float32 negative log-likelihood in nats of ``targets`` (N,) under ``logits`` (N, V); 0 for target -1.
 
     >>> import torch
     >>> token_nll(torch.zeros(1, 4), torch.tensor([2])).item()  # log 4
     1.3862943649291992
     """
-    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="none", ignore_index=UNLABELLED)
+
+
+def tags_of(batch: TextBatch) -> Tensor:
+    """(N,) int64 tags of the words of a tagging batch, row-major over (B, L); -1 where a word is unlabelled."""
+    return batch.labels[batch.labels != IGNORE]
+
+
+def word_features(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:
+    """Features (N, D) that a tagger's linear classifier reads at the words of a batch, and its logits (N, C)."""
+    hidden = model.bert(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    features = model.dropout(hidden)[batch.labels != IGNORE].float()
+    return features, model.classifier(features)
+
+
+def tag_logits(model: nn.Module, batch: TextBatch) -> Tensor:
+    """Logits (N, C), float32, of a tagger at the words of a batch: the rows of :func:`tags_of`."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    return logits[batch.labels != IGNORE].float()
 
 
 def penultimate(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:

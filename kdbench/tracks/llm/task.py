@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError
+from kdbench.losses.tokens import IGNORE
 from kdbench.task import Scores, Task, seed_of
 from kdbench.tracks.llm import TRACK, gap, models, scoring, teachers
 from kdbench.tracks.llm.data.cpython import Document
@@ -126,8 +127,11 @@ class LLMTask(Task):
         return self.kind.classes
 
     def split(self, name: str) -> Split:
-        """``train`` or ``val``: tokens and rows. Other splits raise ``TestDataError`` inside ``train``."""
-        if name not in ("train", "val"):
+        """``train`` or ``val``: tokens and rows. Other splits raise ``TestDataError`` inside ``train``.
+
+        Tagging tasks open ``train`` alone, as the tags of their validation data are of the unlabelled language.
+        """
+        if name not in self.kind.open:
             self.require_evaluation()
         return self._data.split(name)
 
@@ -275,12 +279,27 @@ class LLMTask(Task):
             model.tie_weights()
         return model
 
-    def _trained(self, net: Net, identity: dict[str, Any]) -> Path:
+    def trained_like_student(self, build: Callable[[], nn.Module], shape: dict[str, Any]) -> nn.Module:
+        """A network of another shape, on the task's device, that begins where the task's student does.
+
+        ``build()`` makes it from the global generators and ``shape`` says what it makes. Where the student goes through
+        stages before the task begins, so does this network, once for all jobs; else its weights are those of the
+        stream ``init``.
+        """
+        with self.seeded("init"):
+            model = build()
+        net = self.spec.student
+        if isinstance(net, Net) and net.stages:
+            identity = {**self.spec.student_identity(), "shape": shape}
+            self._load_weights(model, self._trained(net, identity, build))
+        return model.to(self.device)
+
+    def _trained(self, net: Net, identity: dict[str, Any], build: Callable[[], nn.Module] | None = None) -> Path:
         def make(folder: Path) -> None:
             teachers.make(
                 folder,
                 net,
-                lambda: self._build(net),
+                build if build is not None else lambda: self._build(net),
                 self._data.stage_rows,
                 self.tokenizer,
                 seed_of("llm", identity["role"], self.spec.teacher_seed) % 2**32,
@@ -328,8 +347,14 @@ class LLMTask(Task):
 
         Rows of the training or validation split (``index`` >= 0) take the teacher from the cached outputs where the
         task has them (meter ``cached_teacher_queries``); all others go through the teacher (``teacher_queries``).
-        Classification counts as one position per row, with its class as the target.
+        Classification counts as one position per row, with its class as the target. Tagging has a position per word;
+        words without a label have target -1 and an NLL of 0.
         """
+        if self.kind.tags:
+            logits, labels = models.tag_logits(model, batch), models.tags_of(batch)
+            sequence = (batch.labels != IGNORE).nonzero()[:, 0]
+            teacher = self.teacher_logits(batch)[batch.labels != IGNORE]
+            return TokenLogits(logits, teacher, models.token_nll(logits, labels), labels, sequence)
         if self.classifies:
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
             nll, rows = models.token_nll(logits, batch.labels), torch.arange(len(batch), device=self.device)
@@ -348,7 +373,12 @@ class LLMTask(Task):
         return TokenLogits(student, values, nll, targets, sequence, logits, ids)
 
     def nll(self, model: nn.Module, batch: TextBatch) -> Tensor:
-        """(N,) float32 NLL in nats of the scored tokens of ``batch`` (classification: of the classes); no teacher."""
+        """(N,) float32 NLL in nats of the scored tokens of ``batch`` (classification: of the classes); no teacher.
+
+        Tagging: of all words, 0 for those without a label.
+        """
+        if self.kind.tags:
+            return models.token_nll(models.tag_logits(model, batch), models.tags_of(batch))
         if self.classifies:
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             return models.token_nll(logits, batch.labels)
@@ -370,7 +400,7 @@ class LLMTask(Task):
 
     @torch.no_grad()
     def teacher_logits(self, batch: TextBatch) -> Tensor:
-        """Teacher logits without gradient, float32: (B, L, V), unshifted; classification: (B, C)."""
+        """Teacher logits without gradient, float32: (B, L, V), unshifted; classes (B, C), tags (B, L, C)."""
         teacher = self.teacher()
         moved = batch.to(next(teacher.parameters()).device)
         return teacher(input_ids=moved.input_ids, attention_mask=moved.attention_mask).logits.float().to(self.device)
@@ -471,9 +501,14 @@ class LLMTask(Task):
         """A model that :meth:`save` wrote, on the task's device."""
         import transformers
 
-        import kdbench.tracks.llm.subclasses  # noqa: F401 - makes transformers know its type of network
+        import kdbench.tracks.llm.encoder_decoder
+        import kdbench.tracks.llm.positional
+        import kdbench.tracks.llm.soft_prefix
+        import kdbench.tracks.llm.subclasses  # noqa: F401 - they make transformers know their types of network
 
-        model = getattr(transformers, self.kind.auto).from_pretrained(folder).to(self.device).eval()
+        both_parts = transformers.AutoConfig.from_pretrained(folder).is_encoder_decoder
+        auto = getattr(transformers, "AutoModelForSeq2SeqLM" if both_parts else self.kind.auto)
+        model = auto.from_pretrained(folder).to(self.device).eval()
         if json.loads((folder / "kdbench.json").read_text())["own_tokenizer"]:
             model = self.adopt(model, transformers.AutoTokenizer.from_pretrained(folder))
         return model

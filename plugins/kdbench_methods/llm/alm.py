@@ -27,24 +27,28 @@ model that was given the same tokenizer (probabilities averaged). Bits per byte 
 import json
 from typing import Literal
 
-import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdbench import Compare, Field, Paper, Params, hookimpl
-from kdbench.errors import UsageError, did_you_mean
-from kdbench.losses.binarised import BINARISED, EPS
+from kdbench.errors import UsageError
+from kdbench.losses.binarised import BINARISED
 from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import Positions, tok_mean, truncate_pairwise, uld
-from kdbench.tracks.llm.alignment import nearest_tokens, transplant
-from kdbench.tracks.llm.chunks import Sides, likelihoods, spoken, states_and_logits
-from kdbench.tracks.llm.data.encoding import encode_pairs
+from kdbench.tracks.llm.alignment import nearest_tokens
+from kdbench.tracks.llm.chunks import (
+    Sides,
+    chunk_facts,
+    frozen_states,
+    hidden_loss,
+    likelihoods,
+    spoken,
+    states_and_logits,
+)
 from kdbench.tracks.llm.data.instruct import Item
-from kdbench.tracks.llm.models import body_and_head, targets_of, token_nll
-from kdbench.tracks.llm.tokenizers import SIZES, wrap
-from kdbench.tracks.llm.tokenizers import train as train_tokenizer
-from kdbench.training.gradients import flat_gradient
+from kdbench.tracks.llm.models import last_block, targets_of, token_nll
+from kdbench.tracks.llm.transfer import bits_per_byte, rewritten, tokenizer_named
+from kdbench.training.gradients import balanced
 
 PAPER = Paper(
     slug="alm",
@@ -124,72 +128,17 @@ class AlmParams(Params):
     )
 
 
-def tokenizer_named(task, name):
-    """The student's tokenizer. Raises ``UsageError`` for a name that is neither local nor a model's."""
-    if name == "task":
-        return task.tokenizer
-    if name == "bytes" and task.spec.data.kind.startswith("hf"):
-        return wrap(train_tokenizer([], SIZES["bytes"]))  # learns nothing from text
-    if name in SIZES:
-        return task.local_tokenizer(name)
-    from transformers import AutoTokenizer
-
-    from kdbench.tracks.llm.hf import local_or_hub
-
-    try:
-        return AutoTokenizer.from_pretrained(local_or_hub(name))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"alm: no tokenizer {name!r}: {error}", hint=did_you_mean(name, ["task", *sorted(SIZES)])
-        ) from error
-
-
 # --- training ---------------------------------------------------------------------------------------------------------
-
-
-def initial(task, params, kind, tokenizer):
-    """The network that is trained: the task's student or the teacher's body, with the student's vocabulary."""
-    model = task.student() if kind == "task" else task.teacher(trainable=True)
-    if tokenizer is task.tokenizer:
-        return model
-    with task.seeded("embeddings"):
-        transplant(model, task.tokenizer, tokenizer)
-        if params.initial == "random":
-            for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
-                with torch.no_grad():
-                    layer.weight.normal_(std=float(layer.weight.std()))
-    return model
-
-
-def hidden_loss(alignment, teacher, student, projector):
-    """Squared distance of hidden states (N, D) at the ends of chunks, over the teacher's mean square; a scalar."""
-    inside = alignment.after[0] >= 0
-    inside = inside & (alignment.after[1] >= 0)
-    target = teacher[alignment.after[0][inside]].float()
-    distance = (projector(student[alignment.after[1][inside]].float()) - target).square().mean()
-    return distance / target.square().mean().clamp(min=EPS)
-
-
-def balanced(parts, parameters):
-    """Terms scaled by the inverse norms of their gradients in ``parameters``, the scales summing to one."""
-    scales = torch.stack([1 / (flat_gradient(part, parameters).norm() + 1e-8) for part in parts.values()])
-    scales = scales / scales.sum()
-    return {name: scale * part for (name, part), scale in zip(parts.items(), scales, strict=True)}
-
-
-def last_layer(model):
-    """Parameters with a gradient of a transformer's last block."""
-    blocks = next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module))
-    return [parameter for parameter in blocks[-1].parameters() if parameter.requires_grad]
 
 
 def transfer(task, params, kind, tokenizer, spend):
     """One network, trained as the parameters say."""
-    model, sides = initial(task, params, kind, tokenizer), Sides(task, "train", tokenizer)
+    model = rewritten(task, kind, tokenizer, random=params.initial == "random")
+    sides = Sides(task, "train", tokenizer)
     longest, room = sides.sequences[1].ids.shape[1], getattr(model.config, "max_position_embeddings", None)
     if room is not None and longest > room:
         raise UsageError(
-            f"alm: under tokenizer {params.tokenizer!r} a row has {longest} tokens, the student reads {room}; choose "
+            f"under tokenizer {params.tokenizer!r} a row has {longest} tokens, the student reads {room}; choose "
             "a larger vocabulary or set the task's data.chunk (data.length) lower"
         )
     live = params.objective != "alm" or params.hidden > 0
@@ -221,9 +170,8 @@ def transfer(task, params, kind, tokenizer, spend):
                 says = spoken(teacher_logits, targets_of(theirs), sides.blanks[0])
             else:
                 says = sides.teacher_says(theirs, batch, kept)
-            options = {"append_space": params.append_space, "merge": params.merge}
             own = spoken(logits, targets, sides.blanks[1])
-            p, q, scored, _ = likelihoods(alignment, says, own, **options)
+            p, q, scored, _ = likelihoods(alignment, says, own, append_space=params.append_space, merge=params.merge)
             parts["alm"] = tok_mean(compare(p, q, params.tau), scored)
         elif params.objective == "uld":
             mine = Positions(logits, targets, batch.scored.nonzero()[:, 0])
@@ -243,7 +191,7 @@ def transfer(task, params, kind, tokenizer, spend):
         parts = terms(model, batch)
         # the two terms of uld have the weights of its authors
         several = len(parts) > 1 and not (params.objective == "uld" and len(parts) == 2)
-        return balanced(parts, last_layer(model)) if params.balance and several else parts
+        return balanced(parts, last_block(model)) if params.balance and several else parts
 
     modules = [] if projector is None else [projector]
     loader = task.loader(sides.sequences[1], split="train")
@@ -251,15 +199,6 @@ def transfer(task, params, kind, tokenizer, spend):
     task.fit(model, loss, loader=loader, modules=modules, steps=steps, spend=spend, tag=tag)
     # after training: a checkpoint cannot tell whether a tokenizer that hangs on the network changes
     return model if tokenizer is task.tokenizer else task.adopt(model, tokenizer)
-
-
-@torch.no_grad()
-def frozen_states(task, batch):
-    """The teacher's :func:`states_and_logits`, metered."""
-    teacher = task.teacher()
-    if body_and_head(teacher) is not None:
-        task.budget.spend("teacher_queries", len(batch))
-    return states_and_logits(teacher, batch)
 
 
 @hookimpl
@@ -275,65 +214,16 @@ def train(task, params):
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def chunks_of(task, model, params):
-    """What teacher and student say of the chunks of the validation data, and how long the chunks are."""
-    sides = Sides(task, "val", task.tokenizer_of(model))
-    kept, gaps, agree, sizes, tokens, merged = sides.kept(), [], [], [], [], []
-    for batch in sides.sequences[1].batches(task.spec.evaluation.batch_size, "val"):
-        batch = batch.to(task.device)
-        theirs = sides.theirs(batch)
-        alignment = sides.align(theirs, batch)
-        says = sides.teacher_says(theirs, batch, kept)
-        own = spoken(states_and_logits(model, batch)[1], targets_of(batch), sides.blanks[1])
-        options = {"append_space": params.append_space, "merge": params.merge}
-        p, q, scored, joined = likelihoods(alignment, says, own, **options)
-        gaps.append(((p - q).abs() / joined.size.clamp(min=1))[scored].cpu())
-        wrong = [alignment.sums(side, 1 - one.right) > 0 for side, one in enumerate((says, own))]
-        agree.append((wrong[0] == wrong[1]).float().cpu())
-        counts = [alignment.sums(side, torch.ones_like(one.right)) for side, one in enumerate((says, own))]
-        tokens.append(torch.stack(counts).cpu())
-        sizes.append(alignment.size.cpu())
-        merged.append(joined.size.cpu())
-    size, per_chunk, after = torch.cat(sizes), torch.cat(tokens, dim=1), torch.cat(merged)
-    histogram = {"bytes": np.bincount(size).tolist(), "bytes_after_merging": np.bincount(after).tolist()}
-    task.artifact("chunks.json").write_text(json.dumps(histogram) + "\n")
-    return {
-        "chunk_gap": float(torch.cat(gaps).mean()),
-        "chunk_agreement": float(torch.cat(agree).mean()),
-        "chunk_bytes": float(size.float().mean()),
-        "chunk_bytes_after_merging": float(after.float().mean()),
-        "chunk_tokens_teacher": float(per_chunk[0].mean()),
-        "chunk_tokens_student": float(per_chunk[1].mean()),
-    }
-
-
-@torch.no_grad()
-def bits_per_byte(task, models, tokenizer):
-    """Of the test data (of instructions the responses), for the average of models with one tokenizer."""
-    split = task.split("test")
-    if split.kind is Item:
-        texts = [item.response for item in split.rows]
-        sequences = encode_pairs([item.prompt for item in split.rows], texts, tokenizer, 1 << 20)[0]
-    else:
-        texts = [row.text for row in split.rows]
-        sequences = task.reencode(texts, tokenizer)
-    total = 0.0
-    for batch in sequences.batches(task.spec.evaluation.batch_size, "test"):
-        batch = batch.to(task.device)
-        nll = [token_nll(states_and_logits(model, batch)[1], targets_of(batch)) for model in models]
-        total -= float((torch.logsumexp(-torch.stack(nll), 0) - np.log(len(models))).double().sum())
-    return total / sum(len(text.encode()) for text in texts) / np.log(2)
-
-
 @hookimpl
 def evaluate(task, model, params):
     tokenizer = task.tokenizer_of(model)
-    scores = task.score(model) | chunks_of(task, model, params)
+    facts, histogram = chunk_facts(task, model, append_space=params.append_space, merge=params.merge)
+    task.artifact("chunks.json").write_text(json.dumps(histogram) + "\n")
+    scores = task.score(model) | facts
     if task.split("test").kind is Item:
         scores["response_bits_per_byte"] = bits_per_byte(task, [model], tokenizer)
     if params.partner != "none":
-        partner = initial(task, params, params.partner, tokenizer)
+        partner = rewritten(task, params.partner, tokenizer, random=params.initial == "random")
         partner.load_state_dict(load_file(task.artifact("partner.safetensors")), strict=True)
         partner.eval()
         scores["partner_bits_per_byte"] = bits_per_byte(task, [partner], tokenizer)

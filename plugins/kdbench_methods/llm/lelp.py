@@ -25,33 +25,26 @@ at this scale.
 """
 
 import json
-from functools import partial
 from typing import Literal
 
-import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import normalized_mutual_info_score
 
 from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.losses.divergences import fkl, log_softmax
-from kdbench.losses.features import hint
-from kdbench.losses.subclasses import by_class, class_logits, joint_log_probs, own_subclass, subclass_contrast
+from kdbench.losses.subclasses import by_class, class_logits, joint_log_probs
 from kdbench.losses.tokens import tok_mean
-from kdbench.tracks.llm.models import penultimate, token_nll
+from kdbench.tracks.llm.embeddings import imitate_embeddings, teacher_embeddings
+from kdbench.tracks.llm.models import token_nll
+from kdbench.tracks.llm.pseudo_subclasses import (
+    all_subclass_logits,
+    compare_subclasses,
+    find_subclasses,
+    share_of_classes,
+    split_teacher,
+)
 from kdbench.tracks.llm.subclasses import subclass_logits, with_subclasses
 from kdbench.training.distill import distillation_loss, train_with_divergence
-from kdbench.training.projectors import projector
-from kdbench.training.selection import per_class
-from kdbench.training.subclasses import (
-    Clusters,
-    Directions,
-    fit_clusters,
-    fit_directions,
-    null_space,
-    principal_axes,
-    random_axes,
-)
+from kdbench.training.subclasses import Clusters, Directions
 
 PAPER = Paper(
     slug="lelp",
@@ -149,67 +142,31 @@ class LelpParams(Params):
 # --- the teacher's side -----------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def collect(task, model, sequences, compute):
-    """Outputs of ``compute(model, batch)`` on all rows in order, each concatenated."""
-    model.eval()
-    batches = sequences.batches(task.spec.evaluation.batch_size, "")
-    parts = [compute(model, batch.to(task.device)) for batch in batches]
-    return [torch.cat(column) for column in zip(*parts, strict=True)]
-
-
-def embed(task, sequences):
-    """Embeddings (N, D) and logits (N, C) of the task's teacher."""
-    return collect(task, task.teacher(), sequences, penultimate)
-
-
-def find(task, params, embeddings, labels):
-    """Pseudo-subclasses of each class in training embeddings (N, D)."""
-    weight = task.teacher().classifier.weight.detach()
-    if params.target == "kmeans":
-        seed = int(task.rng("kmeans").integers(2**31))
-        return fit_clusters(embeddings, labels, weight, 2 * params.directions, seed)
-    if params.target == "random":
-        axes = random_axes(null_space(weight.double().cpu().numpy()), task.rng("axes"))
-        return fit_directions(embeddings, labels, weight, params.directions, axes=axes)
-    rotate = task.rng("rotation") if params.rotate else None
-    return fit_directions(embeddings, labels, weight, params.directions, axes=principal_axes, rotate=rotate)
-
-
 def soft_labels(logits, scores, params):
     """Teacher logits (B, C * S) whose softmax at ``temperature`` is P(c, s|x); logits (B, C), scores (B, C, S)."""
     return params.temperature * joint_log_probs(logits, scores.float() / params.tau_sub, params.temperature)
-
-
-def split_teacher(task, params, loader):
-    """Subclass distillation: a copy of the teacher that is tuned to have subclasses, and to use all of them."""
-    with task.seeded("teacher-head"):
-        teacher = with_subclasses(task.teacher(trainable=True), 2 * params.directions)
-
-    def loss(model, batch):
-        logits = subclass_logits(model, batch)
-        return {
-            "ce": tok_mean(token_nll(class_logits(logits, 2 * params.directions), batch.labels)),
-            "contrast": params.contrast * subclass_contrast(logits, params.contrast_temperature),
-        }
-
-    steps = max(1, round(params.teacher_steps * task.spec.limits["steps"]))
-    task.fit(teacher, loss, loader=loader(), steps=steps, spend="aux_steps", tag="teacher", lr=params.teacher_lr)
-    return teacher
 
 
 def teach(task, params, sequences, loader):
     """Teacher logits (N, C * S) of the subclasses of all training rows; what evaluate needs again becomes a file."""
     task.budget.spend("teacher_queries", len(sequences))
     if params.target == "trained":
-        teacher = split_teacher(task, params, loader)
+        teacher = split_teacher(
+            task,
+            2 * params.directions,
+            loader(),
+            steps=max(1, round(params.teacher_steps * task.spec.limits["steps"])),
+            lr=params.teacher_lr,
+            contrast=params.contrast,
+            contrast_temperature=params.contrast_temperature,
+        )
         save_file(
             {name: value.contiguous() for name, value in teacher.state_dict().items()},
             task.artifact("teacher.safetensors"),
         )
-        return collect(task, teacher, sequences, lambda model, batch: [subclass_logits(model, batch)])[0]
-    embeddings, logits = embed(task, sequences)
-    found = find(task, params, embeddings, sequences.labels)
+        return all_subclass_logits(task, teacher, sequences)
+    embeddings, logits = teacher_embeddings(task, sequences)
+    found = find_subclasses(task, params.target, embeddings, sequences.labels, params.directions, rotate=params.rotate)
     save_file(found.tensors(), task.artifact("subclasses.safetensors"))
     return soft_labels(logits, found.scores(embeddings), params)
 
@@ -217,41 +174,16 @@ def teach(task, params, sequences, loader):
 # --- the student's side -----------------------------------------------------------------------------------------------
 
 
-def data_of(task, share):
-    """The training rows that may be used, and what makes a loader of them whose ``index`` counts in them."""
-    sequences = task.split("train").sequences
-    if share == 1:
-        return sequences, task.train_loader
-    rows = per_class(sequences.labels, share, task.generator("share"))
-    return sequences.rows(rows), partial(task.train_loader, rows=rows)
-
-
-def train_on_features(task, params, sequences, loader):
-    """Plain distillation, and the teacher's embeddings through a linear projector of the student's."""
-    student = task.student()
-    task.budget.spend("teacher_queries", len(sequences))
-    target, _ = embed(task, sequences)
-    with task.seeded("projector"):
-        project = projector("linear", student.config.hidden_size, target.shape[1]).to(task.device)
-    plain = distillation_loss(task, fkl, kd_ratio=params.kd_ratio, temperature=params.temperature)
-
-    def loss(model, batch):
-        mine, _ = penultimate(model, batch)
-        return {**plain(model, batch), "hint": params.feature_weight * hint(project(mine), target[batch.index])}
-
-    task.fit(student, loss, loader=loader(), modules=[project])
-    return student
-
-
 @hookimpl
 def train(task, params):
-    sequences, loader = data_of(task, params.share)
+    sequences, loader = share_of_classes(task, params.share)
     if params.target == "classes":
         return train_with_divergence(
             task, fkl, kd_ratio=params.kd_ratio, temperature=params.temperature, loader=loader()
         )
     if params.target == "features":
-        return train_on_features(task, params, sequences, loader)
+        plain = distillation_loss(task, fkl, kd_ratio=params.kd_ratio, temperature=params.temperature)
+        return imitate_embeddings(task, plain, sequences, loader(), weight=params.feature_weight)
     target = teach(task, params, sequences, loader)
     with task.seeded("head"):
         student = with_subclasses(task.student(), 2 * params.directions)
@@ -273,23 +205,14 @@ def train(task, params):
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def mean_nmi(assignment, topics, labels):
-    """Normalised mutual information in [0, 1] of two labellings (N,), mean over the classes ``labels`` (N,)."""
-    classes = np.unique(labels)
-    return float(np.mean([normalized_mutual_info_score(topics[labels == c], assignment[labels == c]) for c in classes]))
-
-
-def about_labels(task, params, logits, scores, found):
+def about_labels(params, logits, scores, found, teacher):
     """Errors of the two identities; logits (N, C), scores (N, C, S) on the test data."""
     subclasses = scores.shape[-1]
     log_probs = log_softmax(soft_labels(logits, scores, params), params.temperature)
     gap = class_logits(log_probs, subclasses).exp() - log_softmax(logits, params.temperature).exp()
     values = {"marginal_error": float(gap.abs().max())}
     if isinstance(found, Directions):
-        weight = task.teacher().classifier.weight.detach().double()
-        directions = torch.nn.functional.normalize(found.basis, dim=1)
-        seen = torch.einsum("ed,cdk->eck", weight, directions).abs().max()
-        values["null_space_error"] = float(seen / weight.norm(dim=1).max())
+        values["null_space_error"] = found.seen_by(teacher.classifier.weight)
         values["explained"] = float(found.explained.mean())
     return values
 
@@ -300,34 +223,18 @@ def evaluate(task, model, params):
     if params.target not in SUBCLASSES:
         return values
     test, subclasses = task.split("test"), 2 * params.directions
-    labels, table = test.sequences.labels, {}
-
-    def sub(network, batch):
-        return [subclass_logits(network, batch)]
-
     if params.target == "trained":
         teacher = with_subclasses(task.teacher(trainable=True), subclasses)
         teacher.load_state_dict(load_file(task.artifact("teacher.safetensors")))
-        scores = by_class(collect(task, teacher, test.sequences, sub)[0], subclasses)
+        scores = by_class(all_subclass_logits(task, teacher, test.sequences), subclasses)
     else:
         tensors = load_file(task.artifact("subclasses.safetensors"), device=str(task.device))
         found = (Clusters if params.target == "kmeans" else Directions)(**tensors)
-        embeddings, logits = embed(task, test.sequences)
+        embeddings, logits = teacher_embeddings(task, test.sequences)
         scores = found.scores(embeddings)
-        values |= about_labels(task, params, logits, scores, found)
-    student = by_class(collect(task, model, test.sequences, sub)[0], subclasses)
-    owned = {
-        "teacher": own_subclass(scores.cpu(), labels).numpy(),
-        "student": own_subclass(student.cpu(), labels).numpy(),
-    }
-    values["subclass_agreement"] = float((owned["teacher"] == owned["student"]).mean())
-    topics = np.array([row.meta.get("topic", "") for row in test.rows])
-    for who, assignment in owned.items():
-        table[who] = {
-            name: np.bincount(assignment[labels.numpy() == c], minlength=subclasses).tolist()
-            for c, name in enumerate(task.class_names)
-        }
-        if len(set(topics.tolist())) > 1:
-            values[f"topic_nmi_{who}"] = mean_nmi(assignment, topics, labels.numpy())
+        values |= about_labels(params, logits, scores, found, task.teacher())
+    student = by_class(all_subclass_logits(task, model, test.sequences), subclasses)
+    topics = [row.meta.get("topic", "") for row in test.rows]
+    compared, table = compare_subclasses(scores, student, test.sequences.labels, task.class_names, topics)
     task.artifact("subclasses.json").write_text(json.dumps({"rows_by_subclass": table}, indent=1) + "\n")
-    return values
+    return values | compared

@@ -23,8 +23,9 @@ from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.errors import JobError
 from kdbench.losses.divergences import fkl
 from kdbench.task import count_parameters
+from kdbench.tracks.llm.domains import forward_flops, model_nll, row_nll
 from kdbench.tracks.llm.evaluate import distinct
-from kdbench.tracks.llm.models import scored_logits, targets_of, token_nll
+from kdbench.tracks.llm.scoring import scored_tokens
 from kdbench.tracks.llm.spec import Net
 from kdbench.training.distill import hard_loss, train_with_divergence
 
@@ -121,22 +122,16 @@ def equal_flops_steps(steps, student_parameters, teacher_parameters):
 # --- scoring the corpus -----------------------------------------------------------------------------------------------
 
 
-def chunk_nll(task, logits_of, parameters):
-    """Mean token NLL in nats of every training chunk, (N,); ``logits_of(batch)`` scores one batch. Spends ``flops``."""
-    means = []
-    for batch in task.split("train").sequences.batches(task.spec.evaluation.batch_size, "train"):
-        batch = batch.to(task.device)
-        with torch.no_grad():
-            nll = torch.zeros(batch.scored.shape, device=task.device)
-            nll[batch.scored] = token_nll(logits_of(batch), targets_of(batch))
-        means.append((nll.sum(1) / batch.scored.sum(1)).cpu())
-        task.budget.spend("flops", 2.0 * parameters * int(batch.attention_mask.sum()))
-    return torch.cat(means).double().numpy()
+def per_token(task, sums):
+    """Mean token NLL in nats of every training chunk, (N,), from the sums over its tokens (N,)."""
+    return sums / scored_tokens(task.split("train").sequences)
 
 
 def teacher_scores(task):
     """The teacher's forward over the whole corpus, the only time that it is used."""
-    return chunk_nll(task, task.scored_teacher, count_parameters(task.teacher()))
+    sequences = task.split("train").sequences
+    task.budget.spend("flops", forward_flops(task.teacher(), sequences))
+    return per_token(task, row_nll(task, task.scored_teacher, sequences, task.spec.evaluation.batch_size))
 
 
 def reference_scores(task, params):
@@ -147,7 +142,7 @@ def reference_scores(task, params):
     loader = task.train_loader(rows=torch.from_numpy(np.sort(chosen)))
     steps = max(1, round(params.reference_steps * task.spec.limits["steps"]))
     task.fit(reference, hard_loss(task), loader=loader, steps=steps, spend="aux_steps", tag="reference")
-    return chunk_nll(task, lambda batch: scored_logits(reference, batch), count_parameters(reference))
+    return per_token(task, model_nll(task, reference, task.split("train").sequences))
 
 
 def once(task, key, compute):

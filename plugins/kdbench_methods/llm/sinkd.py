@@ -25,18 +25,23 @@ the tasks; encoders (classification) and decoders (text, instructions) have.
 """
 
 import json
-from dataclasses import fields
 from typing import Literal
 
 import torch
 
 from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.errors import UsageError
-from kdbench.losses.binarised import log1mexp
-from kdbench.losses.divergences import divergence, kl, log_mixture, log_softmax
+from kdbench.losses.divergences import divergence, log_softmax
+from kdbench.losses.overlap import by_overlap
 from kdbench.losses.tokens import tok_mean
-from kdbench.losses.transport import discrete_transport_cost, l1_cost, sinkhorn, transport_cost
-from kdbench.tracks.llm.task import TokenLogits
+from kdbench.losses.transport import (
+    block_transport_cost,
+    discrete_transport_cost,
+    event_l1_cost,
+    l1_cost,
+    sinkhorn,
+)
+from kdbench.tracks.llm.samples import chosen, sample_positions
 from kdbench.training.loop import POINTS
 
 PAPER = Paper(
@@ -124,39 +129,16 @@ class SinkdParams(Params):
     debiased: bool = Field(False, description="subtract half of what each set costs to itself")
 
 
-def select(tokens, rows):
-    """The positions ``rows`` of a ``TokenLogits``."""
-    values = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
-    return TokenLogits(**{name: None if value is None else value[rows] for name, value in values.items()})
-
-
-def event_cost(logits, ids, teacher, temperature):
-    """L1 distances in the events of the teacher's rows: the k tokens ``ids`` (M, k) of each, and all others together.
-
-    Student logits (N, V) and log-probabilities ``teacher`` (M, k + 1) of the events, already softened, to (N, M).
-    """
-    known = log_softmax(logits)[:, ids]
-    rest = log1mexp(known.logsumexp(-1, keepdim=True))
-    mine = log_softmax(torch.cat([known, rest], -1), temperature)
-    return (mine.exp() - teacher.exp()).abs().sum(-1)
-
-
 def in_sets(cost, params):
     """Sum over sets of ``rows`` successive samples of the transport within each; (N, N) to a scalar."""
-    size = min(params.rows or len(cost), len(cost))
-    blocks = [cost[start : start + size, start : start + size] for start in range(0, len(cost), size)]
-    full = torch.stack([block for block in blocks if len(block) == size])
-    value = transport_cost(full, params.eps, params.iterations).sum()
-    if len(blocks) > len(full):
-        value = value + transport_cost(blocks[-1], params.eps, params.iterations)
-    return value
+    return block_transport_cost(cost, params.rows, params.eps, params.iterations)
 
 
 def cost_matrix(tokens, params):
     """W (N, N) of the softened distributions of all samples, student by teacher."""
     teacher = log_softmax(tokens.teacher.detach(), params.softening)
     if tokens.events is not None:
-        return event_cost(tokens.logits, tokens.events, teacher, params.softening)
+        return event_l1_cost(tokens.logits, tokens.events, teacher, params.softening)
     return l1_cost(log_softmax(tokens.student, params.softening).exp(), teacher.exp())
 
 
@@ -210,7 +192,7 @@ def train(task, params):
         if factor > 0:
             if len(tokens.student) > params.tokens:
                 drawn = torch.randperm(len(tokens.student), generator=chance)[: params.tokens]
-                tokens = select(tokens, drawn.to(task.device))
+                tokens = chosen(tokens, drawn.to(task.device))
             parts["sinkhorn"] = factor * distance(tokens, params)
             latest[:] = [tokens]
         return parts
@@ -228,70 +210,20 @@ def train(task, params):
 
 ROWS = 256
 SIZES = (8, 32, 128)
-PARTS = 5
-
-
-@torch.no_grad()
-def sampled(task, model):
-    """About ``ROWS`` validation samples or tokens, evenly from the batches and in random order."""
-    model.eval()
-    batches = list(task.split("val").sequences.batches(task.spec.evaluation.batch_size, "val"))
-    generator, parts = task.generator("rows"), []
-    for batch in batches:
-        tokens = task.tokens(model, batch.to(task.device))
-        drawn = torch.randperm(len(tokens.student), generator=generator)[: -(-ROWS // len(batches))]
-        parts.append(select(tokens, drawn.to(task.device)))
-    names = [field.name for field in fields(TokenLogits) if getattr(parts[0], field.name) is not None]
-    whole = TokenLogits(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
-    return select(whole, torch.randperm(len(whole.student), generator=generator).to(task.device))
-
-
-def measures(log_q, log_p, params):
-    """Mean value per row, and mean over rows of the largest slope in q, of divergences of (N, V) log-probabilities."""
-    q, log_p = log_q.double().exp().requires_grad_(), log_p.double()
-
-    def jsd():
-        middle = log_mixture(log_p, q.log(), 0.5)
-        return ((kl(log_p, middle) + kl(q.log(), middle)) / 2).sum()
-
-    values = {
-        "fkl": lambda: kl(log_p, q.log()).sum(),
-        "rkl": lambda: kl(q.log(), log_p).sum(),
-        "jsd": jsd,
-        "sinkhorn": lambda: in_sets(l1_cost(q, log_p.exp()), params),
-    }
-    table = {}
-    with torch.enable_grad():
-        for name, value in values.items():
-            total = value()
-            (slope,) = torch.autograd.grad(total, q)
-            table[name] = {"value": float(total.detach()) / len(q), "slope": float(slope.abs().amax(-1).mean())}
-    return table
-
-
-def by_overlap(tokens, params):
-    """:func:`measures` of fifths of the rows by ``sum min(p, q)``, the least overlapping first."""
-    log_q, log_p = log_softmax(tokens.student.detach()), log_softmax(tokens.teacher)
-    overlap = torch.minimum(log_q, log_p).exp().sum(-1)
-    parts = [part for part in overlap.argsort().tensor_split(PARTS) if len(part)]
-    return [
-        {"overlap": float(overlap[part].mean()), "rows": len(part), **measures(log_q[part], log_p[part], params)}
-        for part in parts
-    ]
 
 
 @hookimpl
 def evaluate(task, model, params):
     """The transport on validation rows: values by size of the sets, bias, invariance, and overlap."""
-    tokens = sampled(task, model)
+    tokens = sample_positions(task, model, "val", ROWS, task.generator("rows"))
     params = params.model_copy(update={"over": "batch", "rows": 0})
     values = {}
     for size in SIZES:
         if size <= len(tokens.student):
-            whole = select(tokens, slice(len(tokens.student) // size * size))
+            whole = chosen(tokens, slice(len(tokens.student) // size * size))
             sets = params.model_copy(update={"rows": size, "debiased": False})
             values[f"sinkhorn_{size}"] = float(in_sets(cost_matrix(whole, sets), sets)) / len(whole.student)
-    few = select(tokens, slice(min(64, len(tokens.student))))
+    few = chosen(tokens, slice(min(64, len(tokens.student))))
     cost = cost_matrix(few, params)
     order = torch.randperm(len(cost), generator=task.generator("order")).to(cost.device)
     here, there = (float(in_sets(each, params)) for each in (cost, cost[:, order]))
@@ -304,7 +236,7 @@ def evaluate(task, model, params):
         values["bias_01"], values["bias_002"] = (
             bias(few, params.model_copy(update={"eps": eps})) for eps in (0.1, 0.02)
         )
-        table = by_overlap(tokens, params)
+        table = by_overlap(tokens.student, tokens.teacher, lambda q, p: in_sets(l1_cost(q, p), params))
         values |= {f"low_overlap_slope_{name}": table[0][name]["slope"] for name in ("fkl", "rkl", "jsd", "sinkhorn")}
         task.artifact("overlap.json").write_text(json.dumps(table))
     return task.score(model) | values

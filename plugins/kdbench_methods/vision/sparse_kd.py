@@ -5,7 +5,11 @@ A dense student is pruned in n stages and distilled along a homotopy. Stage i ke
 weights, by magnitude, and learns for its part of the steps from the *function* of stage i - 1, whose probabilities are
 softened by an operator S_T (``power``, ``uniform`` mixing or ``log1p``) at a temperature that falls on the way,
 
-    weight KL(S_Ti(A(p_{i-1})) || softmax(z)) + (1 - weight) CE,    T_i = T_end + (T - T_end) (n - i) / n
+    weight T_i^2 KL(S_Ti(A(p_{i-1})) || S_Ti(softmax(z))) + (1 - weight) CE,  T_i = T_end + (T - T_end) (n - i) / n
+
+Both sides are softened, so that the stage before is reproduced where it can be. With ``softened: teacher`` the student
+is not: its softened probabilities are the next stage's teacher, temperatures multiply along the path, and targets
+become uniform.
 
 A is what can be seen of the teacher: everything, its k largest probabilities (the rest of the mass uniform), its
 decision alone, or noised probabilities. The dense student learns from the task's teacher, as ``aux_steps``. ``stages:
@@ -94,6 +98,7 @@ class SparseKdParams(Params):
     match_entropy: bool = Field(
         False, description="temperatures at which the operator gives the mean entropy that power has at T"
     )
+    softened: Literal["both", "teacher"] = Field("both", description="whose probabilities a stage compares softened")
     weight: float = Field(0.9, ge=0, le=1, description="of the divergence; the cross-entropy has the rest")
     teacher: Literal["previous", "dense", "task"] = Field(
         "previous", description="who teaches a stage: the one before it, the dense student, or the task's teacher"
@@ -135,9 +140,12 @@ def seen(p, params, generator):
     return p
 
 
-def soft_loss(logits, target, labels, weight):
-    """Terms of the loss for target probabilities (B, C)."""
-    divergence = F.kl_div(log_softmax(logits), target, reduction="batchmean")
+def soft_loss(logits, target, labels, weight, operator=simplex.power, temperature=1.0):
+    """Terms of the loss for target probabilities (B, C); the student's are softened at ``temperature``, too."""
+    q = log_softmax(logits)
+    if temperature != 1:
+        q = operator(q.exp().clamp_min(torch.finfo(q.dtype).tiny), temperature).log()
+    divergence = temperature**2 * F.kl_div(q, target, reduction="batchmean")
     return {"ce": (1 - weight) * cross_entropy(logits, labels), "kd": weight * divergence}
 
 
@@ -148,7 +156,8 @@ def run_stage(task, params, model, masks, teacher, temperature, *, steps, loader
     def loss(model, batch):
         with torch.no_grad():
             target = operator(seen(teacher(batch).float().softmax(-1), params, generator), temperature)
-        return soft_loss(model(batch.x), target, batch.y, params.weight)
+        own = temperature if params.softened == "both" else 1.0
+        return soft_loss(model(batch.x), target, batch.y, params.weight, operator, own)
 
     task.fit(
         model,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from kdbench_methods.llm.lelp import LelpParams, mean_nmi, soft_labels
+from kdbench_methods.llm.lelp import LelpParams, soft_labels
 
 
 def same(first, second) -> bool:
@@ -75,10 +74,3 @@ def test_rotation_changes_the_directions_but_not_what_they_explain(run):
     turned, plain = (run("lelp", "classify-reviews", rotate=value).outcome for value in (True, False))
     assert turned.extra["explained"] == pytest.approx(plain.extra["explained"], rel=1e-6)
     assert turned.metrics != plain.metrics
-
-
-def test_mutual_information_is_measured_within_classes():
-    labels, topics = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array(list("ababaabb"))
-    assert mean_nmi(np.array([0, 1, 0, 1, 5, 5, 2, 2]), topics, labels) == pytest.approx(1.0)
-    assert mean_nmi(np.array([0, 1, 0, 1, 3, 3, 3, 3]), topics, labels) == pytest.approx(0.5)
-    assert mean_nmi(labels, topics, labels) == pytest.approx(0.0)  # the class alone says nothing of the topic

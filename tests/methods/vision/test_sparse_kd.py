@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdbench.losses.logits import kd_kl
+from kdbench.training import simplex
 from kdbench.training.pruning import Masks
 from kdbench_methods.vision import sparse_kd as method
 
@@ -42,6 +44,27 @@ def test_without_weight_the_loss_is_that_of_the_labels():
     own = method.soft_loss(logits, logits.softmax(-1), torch.tensor([0, 1, 2, 0]), 1.0)
     assert own["kd"].item() == pytest.approx(0, abs=1e-6)
     assert own["ce"] == 0
+
+
+@pytest.mark.parametrize("operator", sorted(simplex.SOFTENING))
+def test_the_stage_before_is_a_fixed_point_where_both_sides_are_softened(operator):
+    """Softening the teacher alone has its fixed point at softer probabilities, which the next stage softens again."""
+    generator, soften = torch.Generator().manual_seed(0), simplex.SOFTENING[operator]
+    logits = torch.randn(8, 5, generator=generator, requires_grad=True)
+    labels, target = torch.zeros(8, dtype=torch.long), soften(logits.detach().softmax(-1), 3.0)
+    both = method.soft_loss(logits, target, labels, 1.0, soften, 3.0)["kd"]
+    (gradient,) = torch.autograd.grad(both, logits)
+    assert both.item() == pytest.approx(0, abs=1e-5)
+    assert gradient.abs().max() < 1e-5
+    assert method.soft_loss(logits, target, labels, 1.0)["kd"].item() > 0.05
+
+
+def test_softened_logits_of_both_sides_are_ordinary_distillation():
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = torch.randn(6, 4, generator=generator), torch.randn(6, 4, generator=generator)
+    target = simplex.power(teacher.softmax(-1), 4.0)
+    parts = method.soft_loss(student, target, torch.zeros(6, dtype=torch.long), 1.0, simplex.power, 4.0)
+    torch.testing.assert_close(parts["kd"], kd_kl(student, teacher, 4.0))
 
 
 @pytest.mark.parametrize("stages", [1, 3])

@@ -93,6 +93,45 @@ def test_text_from_one_parquet_file_per_split(make_task, folders, tmp_path):
     assert task.score(student)["bits_per_byte"] > 0
 
 
+@pytest.fixture
+def domain_task(make_task, folders, tmp_path):
+    """Two domains in turns in one local file; an empty name is no domain."""
+
+    def make(names=("law", "news"), column="source"):
+        path = tmp_path / "domains.jsonl"
+        write_jsonl(path, [{**row, "source": names[i % 2] or None} for i, row in enumerate(TEXTS)])
+        splits = {"train": "train[:60%]", "val": "train[60%:80%]", "test": "train[80%:]"}
+        data = {"path": str(path), "config": None, "chunk": 32, "val": 4, "test": 4, "splits": splits, "domain": column}
+        models_ = {"teacher": hub(folders, "teacher"), "student": hub(folders, "student")}
+        return make_task("hf-text", scale="paper", data=data, **models_, **LIMITS)
+
+    return make
+
+
+def test_a_column_of_the_data_says_the_domain_and_methods_that_mix_domains_use_it(domain_task):
+    from kdbench.tracks.llm.domains import rows_by_domain
+    from kdbench_methods.llm.ddk import DdkParams, train
+
+    task = domain_task()
+    assert {document.domain for document in task.corpus()} == {"law", "news"}
+    for split in ("train", "val"):
+        known = rows_by_domain(task.split(split))
+        assert set(known) == {"law", "news"}
+        assert sum(len(rows) for rows in known.values()) == len(task.split(split))
+    assert set(rows_by_domain(domain_task(column=None).split("train"))) == {"text"}
+    train(task, DdkParams(intervals=1, val_chunks=2))
+    table = json.loads(task.artifact("domains.json").read_text())
+    assert table["domains"] == ["law", "news"]
+    assert all(perplexity > 1 for perplexity in table["teacher_perplexity"])
+
+
+def test_a_domain_that_is_not_there_is_a_clear_error(domain_task):
+    with pytest.raises(JobError, match=r"no column 'topic'; it has: text, source"):
+        domain_task(column="topic").split("train")
+    with pytest.raises(JobError, match="row 1 .* has no domain"):
+        domain_task(names=("law", "")).split("train")
+
+
 def test_low_rank_adapters_are_all_that_is_trained_and_are_merged_when_saved(instruct_task, tmp_path):
     task = instruct_task(lora={"rank": 2, "targets": ["c_attn"]})
     student = task.student()
@@ -105,6 +144,33 @@ def test_low_rank_adapters_are_all_that_is_trained_and_are_merged_when_saved(ins
     plain = task.load(tmp_path / "saved")
     assert type(plain).__name__ == "GPT2LMHeadModel"
     assert task.validate(plain)["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+@pytest.mark.parametrize(("bits", "tolerance"), [("int8", 0.02), ("int4", 0.3)])
+def test_a_quantized_teacher_teaches_nearly_the_same(instruct_task, folders, bits, tolerance):
+    plain = instruct_task()
+    spec = plain.spec.model_copy(update={"teacher": plain.spec.teacher.model_copy(update={"quantize": bits})})
+    quantized = type(plain)(spec, seed=0, method="llm/kd_fkl", folder=plain.folder, cache=plain.cache)
+    batch = next(iter(plain.train_loader()))
+    want, got = plain.scored_teacher(batch), quantized.scored_teacher(batch)
+    assert 0 < (want - got).abs().max() < tolerance * want.abs().max()
+    weight = quantized.teacher().model.layers[0].mlp.up_proj.weight
+    assert type(weight) is not torch.nn.Parameter
+    assert not any(parameter.requires_grad for parameter in quantized.teacher().parameters())
+
+
+def test_a_quantized_student_is_refused(instruct_task):
+    with pytest.raises(ValidationError, match="quantized weights are not trained"):
+        instruct_task(quantize="int8")
+
+
+def test_a_teacher_may_have_a_device_of_its_own(instruct_task):
+    plain = instruct_task()
+    spec = plain.spec.model_copy(update={"teacher": plain.spec.teacher.model_copy(update={"device_map": "cpu"})})
+    task = type(plain)(spec, seed=0, method="llm/kd_fkl", folder=plain.folder, cache=plain.cache)
+    batch = next(iter(plain.train_loader()))
+    torch.testing.assert_close(task.scored_teacher(batch), plain.scored_teacher(batch))
 
 
 def test_gradient_checkpointing_changes_no_gradient(instruct_task):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -260,7 +262,52 @@ def test_harness_scores_a_model_on_local_files(make_task):
         "harness/arithmetic/exact_match",
     }
     assert all(0 <= values[name] <= 1 for name in values if not name.endswith("perplexity"))
-    with pytest.raises(JobError, match="no harness task 'hellaswag'"):
+
+
+def test_harness_tasks_of_a_folder(make_task, tmp_path):
+    rows = [{"question": f"{i} plus one is", "answer": f" {i + 1}"} for i in range(6)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    description = {
+        "task": "plus_one",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "sums.jsonl")}, "cache_dir": str(tmp_path / "cache")},
+        "test_split": "test",
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (tmp_path / "plus_one.yaml").write_text(json.dumps(description))
+    task = make_task("text", evaluation={"harness_folder": str(tmp_path), "harness_items": 4})
+    student = task.student()
+    task.phase = "evaluate"
+    values = task.harness(student, ["plus_one", "arithmetic"])
+    assert 0 <= values["harness/plus_one/acc"] <= 1
+    assert set(values) == {"harness/plus_one/acc", "harness/arithmetic/exact_match"}
+
+
+def test_a_task_that_the_harness_does_not_know_is_named(make_task, monkeypatch):
+    from kdbench.tracks.llm import harness
+
+    class Manager:
+        def __init__(self, include_path, include_defaults):
+            self.all_tasks = ["hellaswag", "winogrande"] if include_defaults else []
+
+    monkeypatch.setattr(harness, "TaskManager", Manager)  # reading the real list takes seconds
+    task = make_task("text")
+    student = task.student()
+    task.phase = "evaluate"
+    with pytest.raises(JobError, match="no task 'helaswag'; did you mean hellaswag"):
+        task.harness(student, ["helaswag"])
+
+
+@pytest.mark.full
+def test_a_task_of_the_hub_is_found_and_its_data_asked_for(make_task):
+    task = make_task("text", evaluation={"harness_items": 2})
+    student = task.student()
+    task.phase = "evaluate"
+    with pytest.raises(JobError, match="cannot load the data of hellaswag"):
         task.harness(student, ["hellaswag"])
 
 

@@ -25,7 +25,10 @@ class TextBatch:
     attention_mask: Tensor
     """(B, L) int64, 1 for tokens and 0 for padding."""
     labels: Tensor
-    """(B, L) int64 aligned with ``input_ids``, -100 where ignored; classification: (B,) classes."""
+    """(B, L) int64 aligned with ``input_ids``, -100 where ignored; classification: (B,) classes.
+
+    Tagging: (B, L) tags at the position of each word, -1 where the word is unlabelled, -100 elsewhere.
+    """
     index: Tensor
     """(B,) int64: row of the split, or -1 for rows that are not exactly those of the split (generated, changed)."""
     split: str = "train"
@@ -66,7 +69,7 @@ class Sequences:
     """(N,) int32: first position that is a label (1 for plain text, the length of the prompt for instructions)."""
     pad: int
     labels: Tensor | None = None
-    """(N,) int64 classes, classification only."""
+    """(N,) int64 classes, classification only; (N, L) int64 tags, tagging only."""
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -80,6 +83,8 @@ class Sequences:
         present = positions < lengths[:, None]
         if self.labels is not None:
             labels = self.labels[rows]
+            if labels.dim() == 2:
+                labels = labels[:, :longest]
         else:
             labels = ids.masked_fill(~(present & (positions >= self.starts[rows, None])), IGNORE)
         return TextBatch(ids, present.long(), labels, rows.clone(), split)
@@ -176,6 +181,35 @@ def encode_classes(texts: Sequence[str], labels: Sequence[int], tokenizer: Any, 
     start = start_id(tokenizer)
     rows = [[start, *ids][:length] for ids in encode(texts, tokenizer)]
     return pack(rows, [1] * len(rows), pad_id(tokenizer), labels)
+
+
+def encode_tags(
+    sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[int]], tokenizer: Any, length: int
+) -> Sequences:
+    """Sentences of words to rows ``start, tokens`` with the tag of each word at its first token that is no space.
+
+    ``tags`` are class indices, or -1 for words without a label. Words are tokenized one by one, each with a space
+    before it. A row of more than ``length`` tokens is a ``JobError``, never cut.
+    """
+    start, space = start_id(tokenizer), encode([" "], tokenizer)[0]
+    vocabulary = sorted({word for sentence in sentences for word in sentence})
+    pieces = dict(zip(vocabulary, encode([f" {word}" for word in vocabulary], tokenizer), strict=True))
+    rows, places = [], []
+    for sentence in sentences:
+        row, place = [start], []
+        for word in sentence:
+            piece = pieces[word]
+            place.append(len(row) + (len(space) if piece[: len(space)] == space else 0))
+            row += piece
+        if len(row) > length:
+            raise JobError(f"a sentence has {len(row)} tokens, more than data.length = {length}: {' '.join(sentence)}")
+        rows.append(row)
+        places.append(place)
+    packed = pack(rows, [1] * len(rows), pad_id(tokenizer))
+    packed.labels = torch.full(packed.ids.shape, IGNORE, dtype=torch.int64)
+    for i, (place, tag) in enumerate(zip(places, tags, strict=True)):
+        packed.labels[i, place] = torch.tensor(tag)
+    return packed
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kdbench.tracks.llm.data import passages
 from kdbench.tracks.llm.data.knowledge import RELATIONS, Knowledge, words
 
 WORDS = words(
@@ -164,6 +165,21 @@ def rewrite(rng: np.random.Generator, level: int) -> Draft:
     return Draft(f"Write a sentence: {actor}, {deed}, {thing}, {time}", tuple(answers), tuple(probabilities))
 
 
+# --- questions about a passage ----------------------------------------------------------------------------------------
+
+
+def passage_value(rng: np.random.Generator, level: int) -> Draft:
+    return _one(*passages.value(rng, level))
+
+
+def passage_who(rng: np.random.Generator, level: int) -> Draft:
+    return _one(*passages.who(rng, level))
+
+
+def passage_report(rng: np.random.Generator, level: int) -> Draft:
+    return _one(*passages.report(rng, level))
+
+
 SAMPLERS: dict[str, Sampler] = {
     "add": add,
     "add_steps": add_steps,
@@ -178,6 +194,9 @@ SAMPLERS: dict[str, Sampler] = {
     "rewrite": rewrite,
     "list_min": list_min,
     "reverse_words": reverse_words,
+    "passage_value": passage_value,
+    "passage_who": passage_who,
+    "passage_report": passage_report,
 }
 """Every family but ``lookup``, whose questions depend on the split (see :func:`lookup`)."""
 

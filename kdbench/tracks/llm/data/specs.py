@@ -10,10 +10,14 @@ from kdbench.spec import SpecModel
 
 CAUSAL = ("llama", "gpt2")
 ENCODERS = ("encoder",)
+TAGGERS = ("tagger",)
 """Families of networks (``Net.family``) that a kind of data can be modelled with: its ``networks``."""
 
 CPYTHON = "3.11.7"
 """Python release that the text corpus was taken from (its digest is pinned by the tasks)."""
+
+
+Domain = Literal["docs", "code", "facts", "arith"]
 
 
 class TextData(SpecModel):
@@ -21,7 +25,7 @@ class TextData(SpecModel):
 
     networks: ClassVar[tuple[str, ...]] = CAUSAL
     kind: Literal["text"] = "text"
-    domains: tuple[Literal["docs", "code", "facts", "arith"], ...] = ("docs", "code", "facts", "arith")
+    domains: tuple[Domain, ...] = ("docs", "code", "facts", "arith")
     """``docs``: language reference of CPython; ``code``: its standard library; ``facts``, ``arith``: procedural."""
     digest: str = ""
     """SHA-256 of the corpus of ``docs`` and ``code``; checked whenever it is read."""
@@ -45,6 +49,75 @@ class TextData(SpecModel):
         return self.model_dump(mode="json", exclude={"val", "test", "noise"})
 
 
+class TextOodData(SpecModel):
+    """Text of some domains that models learn, and text of other domains that they should notice is foreign."""
+
+    networks: ClassVar[tuple[str, ...]] = CAUSAL
+    kind: Literal["text-ood"] = "text-ood"
+    inside: tuple[Domain, ...] = ("docs",)
+    """Domains in the distribution: training, validation and the inner part of the test data."""
+    pretraining: tuple[Domain, ...] = ("docs", "code", "facts", "arith")
+    """Domains of the stage ``lm`` of a teacher, which knows more than its task; the stage ``sft`` reads ``inside``."""
+    outside: tuple[Domain | Literal["shuffled"], ...] = ("facts", "code", "shuffled")
+    """Domains out of the distribution, in the test data alone; ``shuffled``: words of ``inside`` in random order."""
+    digest: str = ""
+    """As in :class:`TextData`."""
+    bytes_per_domain: int = Field(600_000, ge=2_000)
+    chunk: int = Field(128, ge=8)
+    train: int | None = Field(None, ge=1)
+    val: int = Field(128, ge=1)
+    """Chunks of ``inside``."""
+    test: int = Field(128, ge=1)
+    """Chunks of ``inside`` in the test data."""
+    test_outside: int = Field(64, ge=1)
+    """Chunks of each domain of ``outside`` in the test data."""
+    persons: int = Field(200, ge=1, le=1600)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> TextOodData:
+        both = set(self.inside) & set(self.outside)
+        if both or not self.inside or not self.outside:
+            raise ValueError(f"inside and outside need domains, and none in common (both have: {sorted(both)})")
+        return self
+
+    def text(self, domains: tuple[Domain, ...]) -> TextData:
+        """Text of some domains."""
+        shared = {name: getattr(self, name) for name in ("digest", "bytes_per_domain", "chunk", "persons", "seed")}
+        return TextData(domains=domains, **shared)
+
+    def decides_teacher(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"val", "test", "test_outside", "outside"})
+
+
+class LengthsData(TextData):
+    """As :class:`TextData`, with probes of several lengths and pass keys to be found in them."""
+
+    kind: Literal["lengths"] = "lengths"  # type: ignore[assignment]
+    lengths: tuple[int, ...] = Field((64, 128, 256, 512), min_length=1)
+    """Tokens of the probes, the leading ``<bos>`` included."""
+    windows: int = Field(48, ge=1)
+    """Places whose last tokens are scored, each with a context of every length."""
+    stride: int = Field(32, ge=1)
+    """Scored tokens of a window."""
+    passkeys: int = Field(64, ge=1)
+    """Pass keys of each length."""
+    key_letters: int = Field(1, ge=1, le=9)
+    """Letters of a pass key, out of 15."""
+    passkey_share: float = Field(0.2, ge=0, lt=1)
+    """Share of the training chunks that hold a pass key, its question and its answer."""
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> LengthsData:
+        if min(self.lengths) <= self.stride:
+            raise ValueError(f"lengths are more than stride = {self.stride}: the scored tokens need a context")
+        return self
+
+    def decides_teacher(self) -> dict[str, Any]:
+        probes = {"val", "test", "noise", "lengths", "windows", "stride", "passkeys"}
+        return self.model_dump(mode="json", exclude=probes)
+
+
 FAMILIES = (
     "add",
     "add_steps",
@@ -61,6 +134,8 @@ FAMILIES = (
 )
 HELD_OUT = ("list_min", "reverse_words")
 """Families that no model is trained on: evaluation outside the distribution."""
+PASSAGES = ("passage_value", "passage_who", "passage_report")
+"""Families of long inputs and short answers."""
 
 
 class InstructData(SpecModel):
@@ -88,7 +163,7 @@ class InstructData(SpecModel):
 
     @model_validator(mode="after")
     def _check(self) -> InstructData:
-        known = (*FAMILIES, *HELD_OUT)
+        known = (*FAMILIES, *HELD_OUT, *PASSAGES)
         for name in (*self.families, *self.weights):
             if name not in known:
                 raise ValueError(f"unknown instruction family {name!r}; known: {', '.join(known)}")
@@ -140,6 +215,77 @@ class DocstringsData(SpecModel):
         return self.model_dump(mode="json", exclude={"val", "test"})
 
 
+class SeedDocstringsData(DocstringsData):
+    """As :class:`DocstringsData`, of which training sees a few of each class and the teacher's side all (``pool``)."""
+
+    kind: Literal["docstring-seeds"] = "docstring-seeds"  # type: ignore[assignment]
+    classes: int = Field(30, ge=2, le=60)
+    seeds: int = Field(5, ge=1)
+    """Labelled texts of each class in the training data; ``train`` limits the pool that they are taken from."""
+
+
+class IclData(SpecModel):
+    """Few-shot tasks that are made by procedure: demonstrations, and queries whose label only they tell."""
+
+    networks: ClassVar[tuple[str, ...]] = CAUSAL
+    kind: Literal["icl"] = "icl"
+    train: int = Field(20_000, ge=1)
+    """Tasks that models are trained on, with one query each."""
+    val: int = Field(16, ge=1)
+    """Tasks of the validation data; their rules are in no other split."""
+    test: int = Field(60, ge=1)
+    queries: int = Field(8, ge=1, le=64)
+    """Queries of each validation and test task."""
+    demonstrations: int = Field(8, ge=0, le=64)
+    classes: int = Field(2, ge=2, le=4)
+    kinds: int = Field(2, ge=1, le=4)
+    """Kinds of words that make a class; there are eight of adjectives and eight of nouns."""
+    stories: int = Field(4_000, ge=0)
+    """Plain texts of the same words, which teachers and initialisations are also pre-trained on."""
+    sentences: int = Field(12, ge=6, le=64)
+    """Sentences of a plain text; those after the first six repeat what the first six say."""
+    length: int = Field(128, ge=16)
+    """Largest number of tokens of a row; longer ones are an error, never cut."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> IclData:
+        if self.classes * self.kinds > 8:
+            raise ValueError("classes x kinds is at most 8: no kind of words belongs to two classes")
+        return self
+
+    def decides_teacher(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"val", "test", "queries"})
+
+
+class NerData(SpecModel):
+    """Named entities in two procedural languages: labelled sentences of one, unlabelled sentences of the other."""
+
+    networks: ClassVar[tuple[str, ...]] = TAGGERS
+    kind: Literal["ner"] = "ner"
+    train: int = Field(1_500, ge=1)
+    """Labelled sentences of the source language."""
+    unlabelled: int = Field(1_500, ge=1)
+    """Sentences of the target language in the training data."""
+    val: int = Field(300, ge=1)
+    """Sentences of the target language; so are those of the test data."""
+    test: int = Field(600, ge=1)
+    names: int = Field(300, ge=10, le=1000)
+    """Surnames, places and companies that there are, each."""
+    shared: float = Field(0.3, ge=0, le=1)
+    """Probability that a name is written alike in both languages."""
+    moved: int = Field(6, ge=0, le=20)
+    """Consonants, of 20, that the transliteration of all other names turns into another."""
+    typical: float = Field(0.7, ge=0, le=1)
+    """Probability that a name has an ending that is typical of its kind."""
+    length: int = Field(160, ge=32)
+    """Largest number of tokens of a sentence; longer ones are an error, never cut."""
+    seed: int = 0
+
+    def decides_teacher(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"val", "test"})
+
+
 class HubTextData(SpecModel):
     """Text of a Hugging Face data set or of local files."""
 
@@ -154,6 +300,8 @@ class HubTextData(SpecModel):
     """Name of each split, slices such as ``train[:1%]`` included."""
     text: str = "text"
     """Column."""
+    domain: str | None = None
+    """Column with the name of each row's domain; null: all text is of one."""
     chunk: int = Field(512, ge=8)
     train: int | None = Field(None, ge=1)
     val: int = Field(128, ge=1)
@@ -188,6 +336,16 @@ class HubInstructData(SpecModel):
 
 
 Data = Annotated[
-    TextData | InstructData | ReviewsData | DocstringsData | HubTextData | HubInstructData,
+    TextData
+    | TextOodData
+    | LengthsData
+    | InstructData
+    | ReviewsData
+    | DocstringsData
+    | SeedDocstringsData
+    | IclData
+    | NerData
+    | HubTextData
+    | HubInstructData,
     Field(discriminator="kind"),
 ]

@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 KINDS = {
     "text": "text:Text",
     "hf-text": "text:HubText",
+    "text-ood": "ood:TextOod",
+    "lengths": "lengths:Lengths",
     "instruct": "instruct:Instruct",
     "hf-instruct": "instruct:HubInstruct",
+    "icl": "icl:Icl",
     "reviews": "classify:Reviews",
     "docstrings": "classify:Docstrings",
+    "docstring-seeds": "seeds:SeedDocstrings",
+    "ner": "ner:Ner",
 }
 """``data.kind`` to module and class; imported when a task asks for it."""
 

@@ -61,6 +61,10 @@ class Kind:
     """Names of the classes; empty for generation tasks."""
     classifies: ClassVar[bool] = False
     """Whether models give one vector of class logits per row, and batches carry one class per row."""
+    tags: ClassVar[bool] = False
+    """Whether models give class logits per token, and batches carry the tags of words."""
+    open: ClassVar[tuple[str, ...]] = ("train", "val")
+    """Splits that training may read; the others are reached in evaluation alone."""
     auto: ClassVar[str] = "AutoModelForCausalLM"
     """Class of transformers that reads a saved model."""
 
