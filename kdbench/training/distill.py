@@ -16,6 +16,10 @@ def hard_loss(task: Any) -> Callable[[nn.Module, Any], Tensor]:
     """Cross-entropy of the labels, mean over the scored tokens (classification: rows), as a loss of ``fit``."""
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
+        large = task.large(model, batch, teacher=False)
+        if large is not None:
+            value: Tensor = large.hard_loss()
+            return value
         return tok_mean(task.nll(model, batch))
 
     return loss
@@ -31,10 +35,17 @@ def distillation_loss(
 ) -> Callable[[nn.Module, Any], dict[str, Tensor]]:
     """``(1 - kd_ratio) CE + kd_ratio D(teacher, student)`` over the scored tokens of a batch, as a loss of ``fit``.
 
-    D includes the factor ``temperature ** 2``. A term whose weight is 0 is left out.
+    D includes the factor ``temperature ** 2``. A term whose weight is 0 is left out. Where logits are large they are
+    made and used block by block (:mod:`kdbench.losses.vocabulary`).
     """
 
     def loss(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        large = task.large(model, batch)
+        if large is not None:
+            blocks: dict[str, Tensor] = large.loss(
+                divergence, kd_ratio=kd_ratio, temperature=temperature, reduction=reduction
+            )
+            return blocks
         tokens = task.tokens(model, batch)
         parts = {}
         if kd_ratio > 0:

@@ -109,7 +109,7 @@ class PositionLosses(Values):
 
 @torch.no_grad()
 def nearness_accuracy(
-    encoding: PositionEncoding, options: PositionOptions, rng: np.random.Generator, *, pivots: int = 256
+    encoding: PositionEncoding, options: PositionOptions, rng: np.random.Generator, *, pivots: int = 128
 ) -> dict[str, float]:
     """How often the nearest candidate has the largest dot product, in [0, 1].
 
@@ -145,7 +145,7 @@ def similarity_by_distance(
     """Mean dot product of vectors by the distance of their positions along the first dimension, and the transfer loss.
 
     The table has one row for each window of the length of training, at ``starts``: within training and ever farther
-    out. The loss is the mean over 64 windows, without a weight.
+    out. The loss is the mean over 32 windows, without a weight.
     """
     device = next((p.device for p in encoding.parameters()), torch.device("cpu"))
     length, dims = encoding.extent[0], len(encoding.extent)
@@ -157,7 +157,7 @@ def similarity_by_distance(
         vectors = encoding.vectors(positions)
         products = vectors @ vectors.T
         rows.append([float(products.diagonal(distance).mean()) for distance in range(length)])
-    options = replace(options, contrast=0.0, transfer=1.0, windows=64)
+    options = replace(options, contrast=0.0, transfer=1.0, windows=32)
     losses = PositionLosses(encoding, options, rng)
     assert losses.windows is not None
     return {"starts": starts, "mean_dot_product": rows}, float(losses.transfer(losses.windows))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,28 +24,34 @@ def top_probabilities(logits: Tensor, count: int) -> Tensor:
 class Quantiles(nn.Module):
     """Two quantiles l < u in (0, 1) for each position, from the largest probabilities of teacher and student.
 
-    Starts at ``low`` and ``high`` whatever it reads. Liu et al. 2026 give the inputs and outputs; the shape, one hidden
-    layer of ``hidden`` units, is ours.
+    Starts at ``low`` and ``high`` whatever it reads, and always has at least the share ``least`` of the mass between
+    the two: l and 1 - u are below (1 - least) / 2. Without such a bound, a network that minimises a divergence between
+    its quantiles leaves a single token there. Liu et al. 2026 give the inputs and outputs; the shape, one hidden layer
+    of ``hidden`` units, and the bound are ours.
     """
 
-    def __init__(self, top_k: int, hidden: int, low: float, high: float) -> None:
-        """Raises ``ValueError`` unless 0 < low < high < 1."""
+    def __init__(self, top_k: int, hidden: int, low: float, high: float, least: float = 0.0) -> None:
+        """Raises ``ValueError`` unless the start lies within the bounds."""
         super().__init__()
-        if not 0 < low < high < 1:
-            raise ValueError(f"quantiles that are learned start at 0 < low < high < 1, not at {low} and {high}")
-        self.top_k = top_k
+        self.top_k, self.most = top_k, (1 - least) / 2
+        if not (0 < low < self.most and 0 < 1 - high < self.most):
+            raise ValueError(
+                f"quantiles that are learned start with 0 < low and 1 - high < {self.most:g}, "
+                f"not at {low:g} and {high:g}"
+            )
         last = nn.Linear(hidden, 2)
         self.body = nn.Sequential(nn.Linear(2 * top_k, hidden), nn.ReLU(), last)
-        start, end = torch.logit(torch.tensor([low, high], dtype=torch.float64))
         nn.init.zeros_(last.weight)
         with torch.no_grad():
-            last.bias.copy_(torch.stack([start, torch.log(torch.expm1(end - start))]))
+            last.bias.copy_(torch.logit(torch.tensor([low, 1 - high], dtype=torch.float64) / self.most))
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Log-odds of l and of u, (N,) each, from logits (N, V); gradients reach this network alone."""
         inputs = torch.cat([top_probabilities(logits, self.top_k) for logits in (teacher, student)], dim=-1)
-        start, width = self.body(inputs).unbind(-1)
-        return start, start + F.softplus(width)
+        tails = self.body(inputs)
+        share = math.log(self.most) + F.logsigmoid(tails)
+        odds = share - torch.log1p(-share.exp())
+        return odds[:, 0], -odds[:, 1]
 
 
 class FixedQuantiles(nn.Module):
@@ -59,12 +67,13 @@ class FixedQuantiles(nn.Module):
         return low, high
 
 
-def quantiles(low: float, high: float, *, learned: bool, top_k: int, hidden: int) -> nn.Module:
+def quantiles(low: float, high: float, *, learned: bool, top_k: int, hidden: int, least: float) -> nn.Module:
     """:class:`Quantiles` that start at ``low`` and ``high``, or fixed ones. ``UsageError`` where they cannot be so."""
     if not low < high:
         raise UsageError(f"low is below high, but they are {low:g} and {high:g}")
     if not learned:
         return FixedQuantiles(low, high)
-    if low == 0 or high == 1:
-        raise UsageError("quantiles that are learned cannot start at 0 or 1; give low and high between them")
-    return Quantiles(top_k, hidden, low, high)
+    try:
+        return Quantiles(top_k, hidden, low, high, least)
+    except ValueError as error:
+        raise UsageError(str(error)) from error

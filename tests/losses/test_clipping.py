@@ -90,7 +90,7 @@ def test_impossible_tokens_do_no_harm(clip):
 
 def test_the_network_starts_where_it_is_told_and_is_trained_through_the_border():
     torch.manual_seed(0)
-    network = Quantiles(top_k=4, hidden=8, low=0.1, high=0.9)
+    network = Quantiles(top_k=4, hidden=8, low=0.1, high=0.9, least=0.5)
     student, teacher = STUDENT.float().requires_grad_(), TEACHER.float()
     low, high = network(student, teacher)
     assert torch.allclose(low.sigmoid(), torch.full((6,), 0.1))
@@ -103,7 +103,11 @@ def test_the_network_starts_where_it_is_told_and_is_trained_through_the_border()
     assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())
     low, high = network(student, teacher)
     assert low.std() > 0
-    assert (low < high).all()
+    with torch.no_grad():
+        network.body[-1].bias.copy_(torch.tensor([50.0, 50.0]))
+        low, high = network(student, teacher)
+    assert torch.allclose(low.sigmoid(), torch.full((6,), 0.25))  # never closer than the least mass
+    assert torch.allclose(high.sigmoid(), torch.full((6,), 0.75))
 
 
 def test_the_network_sends_no_gradient_to_the_student():
@@ -119,17 +123,17 @@ def test_it_reads_the_largest_probabilities_in_order():
     assert torch.allclose(top, torch.cat([p, torch.zeros(2)])[None])
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 0.5), (0.5, 1.0), (0.6, 0.4)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.9), (0.1, 1.0), (0.3, 0.9), (0.1, 0.7)])
 def test_quantiles_that_cannot_be_learned_are_refused(low, high):
-    with pytest.raises(ValueError, match="0 < low < high < 1"):
-        Quantiles(4, 8, low, high)
-    with pytest.raises(UsageError, match="low and high|low is below high"):
-        quantiles(low, high, learned=True, top_k=4, hidden=8)
+    with pytest.raises(ValueError, match="1 - high < 0.25"):
+        Quantiles(4, 8, low, high, least=0.5)
+    with pytest.raises(UsageError, match="1 - high < 0.25"):
+        quantiles(low, high, learned=True, top_k=4, hidden=8, least=0.5)
 
 
 def test_fixed_quantiles_may_be_0_and_1():
-    low, high = quantiles(0.0, 1.0, learned=False, top_k=4, hidden=8)(STUDENT, TEACHER)
+    low, high = quantiles(0.0, 1.0, learned=False, top_k=4, hidden=8, least=0.5)(STUDENT, TEACHER)
     assert low.tolist() == [-math.inf] * 6
     assert high.tolist() == [math.inf] * 6
     with pytest.raises(UsageError, match="low is below high"):
-        quantiles(0.5, 0.5, learned=False, top_k=4, hidden=8)
+        quantiles(0.5, 0.5, learned=False, top_k=4, hidden=8, least=0.5)

@@ -140,17 +140,18 @@ def test_weights_rise_over_the_warmup_and_shifts_have_their_rate():
 
 
 def test_the_losses_teach_what_they_ask():
-    """A few steps of both: the nearest candidate is found more often, and similarities beyond training come closer."""
-    found, options = encoding(), PositionOptions(contrast=1.0, transfer=1.0, pivots=16, candidates=8)
+    """After a few steps the nearest of eight candidates is found several times as often as by chance."""
+    torch.manual_seed(0)
+    found = PositionEncoding("seqpe", width=16, heads=2, layers=2, extent=(16,), limit=64, code=16)
+    options = PositionOptions(contrast=1.0, transfer=1.0, pivots=16, candidates=8, offsets=8)
     losses = PositionLosses(found, options, np.random.default_rng(0))
-    optimizer = torch.optim.Adam(found.parameters(), lr=1e-2)
-    before = nearness_accuracy(found, options, np.random.default_rng(1), pivots=64)["contrast_accuracy"]
-    for _ in range(30):
+    optimizer = torch.optim.Adam(found.parameters(), lr=3e-3)
+    assert nearness_accuracy(found, options, np.random.default_rng(1), pivots=64)["contrast_accuracy"] < 0.3
+    for _ in range(25):
         optimizer.zero_grad()
         sum(losses().values()).backward()
         optimizer.step()
-    after = nearness_accuracy(found, options, np.random.default_rng(1), pivots=64)["contrast_accuracy"]
-    assert after > before + 0.1
+    assert nearness_accuracy(found, options, np.random.default_rng(1), pivots=64)["contrast_accuracy"] > 0.4
     assert collisions(found) == 0
 
 

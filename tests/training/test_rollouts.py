@@ -11,7 +11,7 @@ from torch import nn
 
 from kdbench.budget import Budget
 from kdbench.training.reversal import reverse_gradient
-from kdbench.training.rollouts import MixedBatches, sampler
+from kdbench.training.rollouts import AnsweredBatches, MixedBatches, answering, sampler
 
 
 class FakeTask:
@@ -65,6 +65,28 @@ def test_sampling_is_metered_two_flops_per_parameter_and_token():
     task = FakeTask()
     sampler(task, model(), max_new=4)(2)
     assert task.budget.report() == {"flops": 2 * 1 * 4}
+
+
+class Numbered(SimpleNamespace):
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def test_every_batch_of_data_gets_new_answers_to_its_own_prompts():
+    task = FakeTask()
+    task.prompts_of = lambda split, rows: [f"{split} {row}" for row in rows]
+    network = model()
+    source = [Numbered(split="train", index=[3, 1]), Numbered(split="train", index=[2])]
+    batches = AnsweredBatches(task, source, answering(task, network, max_new=4, top_k=128))
+    first, second = batches
+    assert [len(each) for each in (first, second)] == [2, 1]
+    assert first.data is source[0]
+    assert first.own.prompts == ["train 3", "train 1"]
+    assert first.own.options == (4, 1.0, 1.0, 128)
+    nn.init.constant_(network.weight, 2.0)
+    again = next(iter(batches))
+    assert (first.own.weight, again.own.weight) == (1.0, 2.0)
+    assert len({first.own.noise, second.own.noise, again.own.noise}) == 3
 
 
 def mixed(chance, steps: int = 200, seed: int = 0) -> list[str]:

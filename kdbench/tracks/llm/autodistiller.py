@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import UsageError
 from kdbench.hookspecs import hookimpl
-from kdbench.store.spool import iter_outcomes, job_folder
+from kdbench.spec import digest
 
 if TYPE_CHECKING:
     from kdbench.params import Params
@@ -90,17 +90,27 @@ def importance(points: Sequence[Point], scores: Sequence[float], seed: int = 0) 
 
 
 def collect(results: Path) -> list[dict[str, Any]]:
-    """Every pipeline of the space that finished jobs trained: ``task``, ``seed``, ``features``, ``point``, ``share``,
-    ``score``, ``ratio``. Those with levels that the space lacks are left out."""
+    """Every pipeline of the space that finished jobs trained: ``task``, ``spec``, ``seed``, ``features``, ``point``,
+    ``share``, ``score``, ``ratio``. Those with levels that the space lacks are left out. Tasks of one name that differ,
+    in scale or by what a suite overrides, have the start of the digest of their ``spec`` in their names."""
+    from kdbench.store.spool import iter_folders, read_outcome
+
+    names: dict[str, dict[str, None]] = {}
     rows = []
-    for outcome in iter_outcomes(results):
-        path = job_folder(results, outcome.id) / "artifacts" / ARTIFACT
-        if outcome.job.method != METHOD or outcome.status != "ok" or not path.exists():
+    for folder in iter_folders(results):
+        path = folder / "artifacts" / ARTIFACT
+        outcome = read_outcome(folder) if path.exists() else None
+        if outcome is None or outcome.job.method != METHOD or outcome.status != "ok":
             continue
         record = json.loads(path.read_text())
         for trained in record["trained"]:
             if all(trained["point"][slot] in SPACE[slot] for slot in SPACE):
-                rows.append({"task": outcome.job.task, "seed": outcome.job.seed, **record["task"], **trained})
+                names.setdefault(outcome.job.task, {})[digest(outcome.job.spec)] = None
+                found = {"task": outcome.job.task, "spec": digest(outcome.job.spec), "seed": outcome.job.seed}
+                rows.append({**found, **record["task"], **trained})
+    for row in rows:
+        if len(names[row["task"]]) > 1:
+            row["task"] = f"{row['task']} {row['spec'][:6]}"
     return rows
 
 

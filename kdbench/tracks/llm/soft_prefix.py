@@ -242,7 +242,8 @@ def with_prefix(reader: nn.Module, distiller: nn.Module | None, tokens: dict[str
     """A soft prefix for copies of a reader and a distiller's body (of a causal language model); their weights are kept.
 
     ``tokens`` are the ids of ``separator`` and ``arrow``, ``settings`` other fields of :class:`SoftPrefixConfig`. What
-    is new is drawn from the global generators. The queries start as embeddings of random tokens.
+    is new is drawn from the global generators: the queries are embeddings of random tokens, and the adapter gives the
+    vectors the size of the reader's embeddings, beside which larger ones would drown all that the reader adds to them.
     """
     body = None if distiller is None else distiller.base_model
     ids = {name: getattr(reader.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -257,6 +258,10 @@ def with_prefix(reader: nn.Module, distiller: nn.Module | None, tokens: dict[str
         table = (reader if body is None else body).get_input_embeddings().weight.detach().cpu()
         with torch.no_grad():
             model.queries.copy_(table[torch.randint(len(table), (config.vectors,))])
+    if body is not None and isinstance(model.adapter, nn.Sequential):
+        size = reader.get_input_embeddings().weight.detach().square().mean().sqrt().item()
+        linear = model.adapter[0]  # reads normalised states, whose components are about 1
+        nn.init.normal_(linear.weight, std=size / linear.in_features**0.5)
     return model.to(next(reader.parameters()).device)
 
 

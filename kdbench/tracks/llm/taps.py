@@ -49,8 +49,6 @@ def ready(model: nn.Module) -> nn.Module:
 
     Called before ``task.fit``, which writes no checkpoints of networks that change in other ways than by training.
     """
-    mode = model.training
-    model.eval().base_model(
-        input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), output_hidden_states=True
-    )
+    mode, one = model.training, torch.ones(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    model.eval().base_model(input_ids=one, attention_mask=one, output_hidden_states=True)
     return model.train(mode)

@@ -368,7 +368,7 @@ class LLMTask(Task):
             return TokenLogits(logits[:, :width], teacher[:, :width], nll, targets, sequence)
         from kdbench.tracks.llm.outputs import bucketed
 
-        values, ids = self._outputs.scored(batch)
+        values, ids = self.kept_outputs(batch)
         student, nll = bucketed(logits, ids, targets)
         return TokenLogits(student, values, nll, targets, sequence, logits, ids)
 
@@ -383,6 +383,17 @@ class LLMTask(Task):
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             return models.token_nll(logits, batch.labels)
         return models.token_nll(models.scored_logits(model, batch), models.targets_of(batch))
+
+    def kept_outputs(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (N, k+1) and ids (N, k) of the teacher's top-k events on the scored positions."""
+        values, ids = self._outputs.scored(batch)
+        return values, ids
+
+    def large(self, model: nn.Module, batch: TextBatch, *, teacher: bool = True) -> Any:
+        """A :class:`~kdbench.tracks.llm.heads.LargeBatch` where logits are better not held whole, else None."""
+        from kdbench.tracks.llm.heads import large_batch
+
+        return large_batch(self, model, batch, teacher=teacher)
 
     @torch.no_grad()
     def scored_teacher(self, batch: TextBatch, *, metered: bool = True) -> Tensor:

@@ -58,7 +58,8 @@ def rewritten(
     with task.seeded(purpose):
         transplant(model, task.tokenizer, tokenizer)
         if random:
-            for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
+            # once where they are tied, and in a fixed order
+            for layer in dict.fromkeys([model.get_input_embeddings(), model.get_output_embeddings()]):
                 with torch.no_grad():
                     layer.weight.normal_(std=float(layer.weight.std()))
     return model

@@ -36,9 +36,10 @@ from kdbench.errors import UsageError
 from kdbench.losses.divergences import ce_soft
 from kdbench.losses.information import estimator_quality
 from kdbench.losses.logits import widen
-from kdbench.tracks.llm.augment import Augmenter, View, pooled
+from kdbench.tracks.llm.augment import Augmenter, pooled
 from kdbench.tracks.llm.autodistiller import ARTIFACT, SPACE, features, importance, point_of, updates
 from kdbench.tracks.llm.models import token_nll
+from kdbench.tracks.llm.taps import ready
 from kdbench.training.halving import sample_product, successive_halving, winner
 from kdbench.training.intermediate import LayerMatch
 from kdbench.training.selection import per_class
@@ -160,7 +161,7 @@ def matcher(task, student, params):
 
 def run_pipeline(task, params, **fit):
     """A student trained by the pipeline; ``fit`` goes to ``task.fit``."""
-    student, teacher = task.student(), task.teacher()
+    student, teacher = ready(task.student()), task.teacher()
     match = matcher(task, student, params)
     options = {"rate": params.augment_rate, "share": params.augment_share, "alpha": params.mixup_alpha}
     augment = Augmenter(params.augment, task.tokenizer, task.rng("augment"), **options)
@@ -185,8 +186,6 @@ def run_pipeline(task, params, **fit):
             parts["intermediate"] = params.weight * match(*states)
         return parts
 
-    with torch.no_grad():  # the first call adds to a network what collects its hidden states
-        View(task.split("train").sequences.batch(torch.arange(1)).to(task.device)).read(student)
     loader = None
     if params.share < 1:
         labels = task.split("train").sequences.labels
@@ -232,7 +231,7 @@ def evaluate(task, model, params):
     scores = task.score(model)
     values = {"distillation_ratio": scores[name] / max(task.score(task.teacher())[name], 1e-6)}
     for label, alpha in (("infonce", 1.0), ("mi", params.alpha)):
-        quality = estimator_quality(alpha, INFORMATION, task.generator("gaussian"))
+        quality = estimator_quality(alpha, INFORMATION, task.generator("gaussian"), batches=50)
         values |= {f"{label}_{measure}": value for measure, value in quality.items()}
     trained = json.loads(task.artifact(ARTIFACT).read_text())["trained"]
     if params.search != "none":

@@ -14,8 +14,8 @@ later steps build.
 Stage 2. lambda KL(p(.|x, y) || q(.|x, y)) + (1 - lambda) KL(p(.|x', y) || q(.|x', y)) on response tokens at temperature
 1, where x' is a counterfactual instruction for both networks.
 
-``prune`` has what the paper compares with: ``random`` tokens, as many; the tokens that surprise the student most
-(``perplexity``); and ``none``, plain distillation. Where nothing passes ``verify``, stage 2 is plain distillation.
+``prune`` has what the paper compares with: ``random`` tokens at the same rate; the tokens that surprise the student
+most (``perplexity``); and ``none``, plain distillation. Where nothing passes ``verify``, stage 2 is plain distillation.
 
 Evaluation adds how well score and flags find the sentences that are known to be irrelevant (area under the ROC curve
 with its 95 % interval, precision, recall, and the share of such tokens as the precision of chance), exact match on test

@@ -25,6 +25,7 @@ with and without the share of g. Per task all of it is in ``tasks.json``.
 """
 
 import json
+import math
 from typing import Literal
 
 import numpy as np
@@ -128,12 +129,12 @@ def build(task, params, variant):
     """f as it is, and g in the task's initialisation; or f alone for the variants without g."""
     if not isinstance(task.kind, Icl):
         raise JobError(f"mend needs a task of demonstrations and queries; {task.spec.name} has none")
-    tokens = {}
-    for name, text in (("separator", SEPARATOR), ("arrow", ARROW)):
-        ids = encode([text], task.tokenizer)[0]
-        if len(ids) != 1:
-            raise JobError(f"mend cuts rows at {text!r}, which is {len(ids)} tokens under the task's tokenizer")
-        tokens[name] = ids[0]
+    marks = encode([SEPARATOR, ARROW], task.tokenizer)
+    if any(len(ids) != 1 for ids in marks):
+        raise JobError(
+            f"mend cuts rows at {SEPARATOR!r} and {ARROW!r}, which are no single tokens of the task's tokenizer"
+        )
+    tokens = {"separator": marks[0][0], "arrow": marks[1][0]}
     settings = {"vectors": 0 if variant == "zero_shot" else params.vectors}
     if variant == "prompt_tuning":
         settings |= {"tuning_steps": params.tuning_steps, "tuning_lr": params.tuning_lr}
@@ -189,10 +190,12 @@ def train(task, params):
         parts = {"ce": tok_mean(token_nll(logits, labels))}
         return parts | ({params.match: params.weight * value} if params.weight else {})
 
-    first, second = (round(share * task.spec.limits["steps"]) for share in (params.pretrain, params.finetune))
+    limit = int(task.spec.limits["steps"])
+    first = int(params.pretrain * limit)
+    second = min(math.ceil(params.finetune * limit), limit - first)
     if first:
-        texts = task.loader(task.kind.plain_text())
-        task.fit(model, on_text, loader=texts, steps=first, tag="pretrain", lr=params.pretrain_lr)
+        options = {"loader": task.loader(task.kind.plain_text()), "lr": params.pretrain_lr}
+        task.fit(model, on_text, steps=first, tag="pretrain", **options)
     if second:
         task.fit(model, on_tasks, steps=second, tag="finetune" if first else "", lr=params.finetune_lr)
     return model
@@ -238,13 +241,13 @@ def evaluate(task, model, params):
     }
     if ceiling > floor:  # otherwise there is nothing to recover
         values["gap_recovered"] = float((accuracy - floor) / (ceiling - floor))
-    places = np.array([row.task for row in rows])
+    places, names = np.array([row.task for row in rows]), {row.task: row.rule for row in rows}
     table = [
-        {"rule": next(row.rule for row in rows if row.task == number)}
+        {"rule": rule}
         | {name: float(right[places == number].mean()) for name, right in own.items()}
         | {f"icl_{name}": float(right[places == number].mean()) for name, right in full.items()}
         | {"zero_shot_accuracy": float(nothing[places == number].mean())}
-        for number in dict.fromkeys(places.tolist())
+        for number, rule in names.items()
     ]
     task.artifact("tasks.json").write_text(json.dumps(table, indent=1))
     return task.score(model) | values

@@ -143,7 +143,7 @@ def shape_of(task, params):
         key_heads=params.key_heads or max(1, heads // 2),
         mlp=params.mlp or 8,
         positions=net.positions if known else 2 * params.longest_input,
-        tied=known and net.tied,
+        tied=net.tied if known else True,  # as the released model
     )
     if shape.width % shape.heads or shape.heads % shape.key_heads:
         raise UsageError(f"heads={shape.heads}: expected a divisor of {shape.width}, and a multiple of key_heads")
@@ -187,6 +187,7 @@ def make_loss(task, params):
 
 @hookimpl
 def train(task, params):
+    shape_of(task, params)  # evaluation measures both architectures: a shape that cannot be is refused here
     student = make_student(task, params)
     loader = task.train_loader()
     if params.alpha > 0 and params.targets == "own":

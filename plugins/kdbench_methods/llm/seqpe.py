@@ -164,7 +164,7 @@ def encoding_options(params):
 
 
 def network(task, params):
-    """The untrained language model; raises ``UsageError`` where neither task nor parameters give its sizes."""
+    """The untrained language model; raises ``UsageError`` where its sizes are not given or are too few positions."""
     net = task.spec.student
     if not isinstance(net, Net):
         if not (params.layers and params.width and params.heads):
@@ -173,7 +173,9 @@ def network(task, params):
                 hint="give layers, width and heads, such as 12, 768 and 12 for that of GPT-2",
             )
         net = Net(layers=params.layers, width=params.width, heads=params.heads)
-    width, tokenizer = params.width or net.width, task.tokenizer
+    width, tokenizer, trained = params.width or net.width, task.tokenizer, task.split("train").sequences.ids.shape[1]
+    if params.max_position < (longest := max(trained, *getattr(task.spec.data, "lengths", (0,)))):
+        raise UsageError(f"max_position {params.max_position} is less than the {longest} tokens of rows of this task")
     with task.seeded("init"):
         return PositionalLM(
             PositionalConfig(
@@ -183,7 +185,7 @@ def network(task, params):
                 num_attention_heads=params.heads or net.heads,
                 intermediate_size=4 * width,
                 tie_word_embeddings=net.tied,
-                train_length=task.split("train").sequences.ids.shape[1],
+                train_length=trained,
                 max_position_embeddings=params.max_position,
                 encoding=params.encoding,
                 encoding_options=encoding_options(params),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdbench.errors import UsageError
-from kdbench.store.spool import job_folder, write_outcome
+from kdbench.store.spool import job_folder, read_outcome, write_outcome
 from kdbench.tracks.llm.autodistiller import (
     ARTIFACT,
     FEATURES,
@@ -126,7 +126,7 @@ def test_a_study_finds_the_slot_that_matters_and_recommends_what_is_good_elsewhe
     assert found["share"] == 0.25
     for task in ("llm/one", "llm/two", "llm/three"):
         shares, advice = found["importance"][task], found["recommendation"][task]
-        assert shares["intermediate"] > 0.8 > shares["prediction"]
+        assert shares["intermediate"] > 0.5 > max(shares[slot] for slot in SPACE if slot != "intermediate")
         assert str(advice["chosen"]["intermediate"]).startswith("mi")
         assert advice["regret"] < 0.02 < advice["random_regret"]
     text = kdbench_report_sections(results)["Distillation pipelines"]
@@ -138,6 +138,16 @@ def test_only_pipelines_of_the_same_length_of_training_are_compared(results):
     assert len(rows) == 120  # alpha 0.3 is no level of the space
     longer = [{**row, "share": 1.0} for row in rows[:30]]
     assert alike(rows + longer) == rows
+
+
+def test_variants_of_a_task_are_told_apart(results):
+    home = job_folder(results, "1" * 16)
+    outcome = read_outcome(home)
+    other = {"task": "llm/one", "spec": {**outcome.job.spec, "title": "another"}}
+    write_outcome(home, outcome.model_copy(update={"job": outcome.job.model_copy(update=other)}))
+    names = {row["task"] for row in collect(results)}
+    assert len(names) == 3
+    assert sum(name.startswith("llm/one ") for name in names) == 2
 
 
 def test_one_task_has_nothing_to_learn_from(tmp_path):

@@ -19,6 +19,7 @@ CASES = {
     "adakd on a mixture": {"data": "gkd", "eps": 0.0, "warmup": 0.0},
     "taid": {"alpha": 0.5},
     "ctkd": {},
+    "leaf": {"verify": "none"},
     "multi_granularity_revision": {"pool": 8, "refresh": 3, "choice": "sample"},
 }
 STEPS = {"limits": {"steps": 20}, "recipe": {"batch_size": 16}}

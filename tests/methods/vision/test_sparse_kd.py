@@ -56,7 +56,7 @@ def test_the_stage_before_is_a_fixed_point_where_both_sides_are_softened(operato
     (gradient,) = torch.autograd.grad(both, logits)
     assert both.item() == pytest.approx(0, abs=1e-5)
     assert gradient.abs().max() < 1e-5
-    assert method.soft_loss(logits, target, labels, 1.0)["kd"].item() > 0.05
+    assert method.soft_loss(logits, target, labels, 1.0)["kd"].item() > 1e-3
 
 
 def test_softened_logits_of_both_sides_are_ordinary_distillation():

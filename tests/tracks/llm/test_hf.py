@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from kdbench.errors import JobError
+from kdbench.errors import JobError, UsageError
 from kdbench.tracks.llm import models, tokenizers
 from kdbench.tracks.llm.spec import LLMSpec, Net
 
@@ -28,7 +28,7 @@ def folders(tmp_path):
     tokenizer = tokenizers.wrap(tokenizers.train([row["instruction"] for row in ROWS] + [TEXTS[0]["text"]], 300))
     made = {}
     for role, net in (
-        ("teacher", Net(family="llama", layers=2, width=32, heads=2)),
+        ("teacher", Net(family="llama", layers=2, width=32, heads=2, mlp=96)),
         ("student", Net(family="gpt2", layers=1, width=16, heads=2)),
     ):
         torch.manual_seed(0)
@@ -98,7 +98,7 @@ def domain_task(make_task, folders, tmp_path):
     """Two domains in turns in one local file; an empty name is no domain."""
 
     def make(names=("law", "news"), column="source"):
-        path = tmp_path / "domains.jsonl"
+        path = tmp_path / f"{'-'.join(names)}.jsonl"
         write_jsonl(path, [{**row, "source": names[i % 2] or None} for i, row in enumerate(TEXTS)])
         splits = {"train": "train[:60%]", "val": "train[60%:80%]", "test": "train[80%:]"}
         data = {"path": str(path), "config": None, "chunk": 32, "val": 4, "test": 4, "splits": splits, "domain": column}
@@ -161,7 +161,7 @@ def test_a_quantized_teacher_teaches_nearly_the_same(instruct_task, folders, bit
 
 
 def test_a_quantized_student_is_refused(instruct_task):
-    with pytest.raises(ValidationError, match="quantized weights are not trained"):
+    with pytest.raises(UsageError, match="quantized weights are not trained"):
         instruct_task(quantize="int8")
 
 

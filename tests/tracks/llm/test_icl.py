@@ -73,6 +73,15 @@ def test_queries_of_a_task_share_their_demonstrations_and_are_balanced():
         assert sum(row.label == row.options[0] for row in of_task) == 3
 
 
+def test_training_tasks_show_some_demonstrations_again_and_others_none():
+    def again(made):
+        return sum(len(row.demonstrations) - len(set(row.demonstrations)) for row in made)
+
+    assert again(icl.episodes(DATA, "test")) == again(icl.episodes(DATA, "val")) == 0
+    assert again(icl.episodes(DATA.model_copy(update={"repeats": 0.0}), "train")) == 0
+    assert again(icl.episodes(DATA, "train")) / (40 * 7) == pytest.approx(0.3, abs=0.1)
+
+
 def test_the_end_of_a_story_says_nothing_that_its_beginning_does_not():
     for story in icl.stories(DATA):
         sentences = [sentence.strip() for sentence in story.split(" .") if sentence]

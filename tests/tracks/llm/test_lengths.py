@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from kdbench.errors import JobError
 from kdbench.tracks.llm.data import lengths
 from kdbench.tracks.llm.data.cpython import Document
+from kdbench.tracks.llm.data.specs import LengthsData
 from kdbench.tracks.llm.models import scored_logits
 from kdbench.tracks.llm.positional import PositionalConfig, PositionalLM
 
@@ -79,6 +80,11 @@ def test_documents_that_are_too_short_are_refused(task):
     short = [Document("a b c", "facts", {"name": "x"})]
     with pytest.raises(JobError, match="no document has 63 tokens"):
         lengths.windows(short, task.tokenizer, (64,), 8, 1)
+
+
+def test_the_scored_tokens_need_a_context():
+    with pytest.raises(ValueError, match="need a context"):
+        LengthsData(lengths=(32, 64), stride=32)
 
 
 # --- the network ------------------------------------------------------------------------------------------------------

@@ -107,6 +107,15 @@ def test_the_reader_stays_and_the_distiller_learns_through_it(task):
     assert task.changed_teachers() == []
 
 
+def test_vectors_start_as_large_as_embeddings(task):
+    model = make(task).eval()
+    cut = cut_rows(some(task), model.cuts(some(task)))
+    with torch.no_grad():
+        vectors = model.vectors(cut.context, cut.context_mask)
+    size = model.reader.get_input_embeddings().weight.square().mean().sqrt().item()
+    assert vectors.square().mean().sqrt().item() == pytest.approx(size, rel=0.5)
+
+
 def test_a_context_is_read_once_for_all_its_queries(task):
     model = make(task).eval()
     read = []

@@ -23,24 +23,24 @@ from kdbench.tracks.llm.data.knowledge import words
 from kdbench.tracks.llm.data.specs import IclData
 
 ADJECTIVES: dict[str, tuple[str, ...]] = {
-    "colour": words("red blue green white black brown"),
-    "size": words("big small tall tiny huge wide"),
-    "taste": words("sweet sour salty bitter bland spicy"),
-    "warmth": words("hot cold warm cool icy mild"),
-    "mood": words("glad sad angry calm proud shy"),
-    "sound": words("loud quiet shrill mute noisy hushed"),
-    "shape": words("round flat square bent long oval"),
-    "age": words("old new young fresh ancient recent"),
+    "colour": words("red blue green white"),
+    "size": words("big small tall tiny"),
+    "taste": words("sweet sour salty bitter"),
+    "warmth": words("hot cold warm cool"),
+    "mood": words("glad sad angry calm"),
+    "sound": words("loud quiet shrill mute"),
+    "shape": words("round flat square bent"),
+    "age": words("old new young fresh"),
 }
 NOUNS: dict[str, tuple[str, ...]] = {
-    "animals": words("cat dog hen cow fox owl"),
-    "tools": words("saw axe rake drill spade nail"),
-    "foods": words("bread soup cake rice egg pie"),
-    "plants": words("oak rose fern moss lily palm"),
-    "clothes": words("hat coat sock shoe belt scarf"),
-    "vessels": words("cup jar pot bowl vase mug"),
-    "vehicles": words("car bus boat train bike cart"),
-    "places": words("barn shop mill tower bridge park"),
+    "animals": words("cat dog hen cow"),
+    "tools": words("saw axe rake drill"),
+    "foods": words("bread soup cake rice"),
+    "plants": words("oak rose fern moss"),
+    "clothes": words("hat coat sock shoe"),
+    "vessels": words("cup jar pot bowl"),
+    "vehicles": words("car bus boat train"),
+    "places": words("barn shop mill tower"),
 }
 SIDES = (ADJECTIVES, NOUNS)
 LABELS = words(
@@ -182,9 +182,13 @@ def episodes(data: IclData, split: str) -> list[Episode]:
             seen.add(text)
             return text
 
-        shown = tuple((draw(label), options[label]) for label in _balanced(rng, data.demonstrations, data.classes))
+        shown = [(draw(label), options[label]) for label in _balanced(rng, data.demonstrations, data.classes)]
+        if split == "train":
+            for i in range(1, len(shown)):
+                if rng.random() < data.repeats:
+                    shown[i] = shown[int(rng.integers(i))]
         for label in _balanced(rng, 1 if split == "train" else data.queries, data.classes):
-            made.append(Episode(task, rule.name, shown, draw(label), options[label], options))
+            made.append(Episode(task, rule.name, tuple(shown), draw(label), options[label], options))
     return made
 
 

@@ -237,8 +237,10 @@ class IclData(SpecModel):
     queries: int = Field(8, ge=1, le=64)
     """Queries of each validation and test task."""
     demonstrations: int = Field(8, ge=0, le=64)
+    repeats: float = Field(0.3, ge=0, lt=1)
+    """Probability that a demonstration of a training task is one of those before it: what copying is learned from."""
     classes: int = Field(2, ge=2, le=4)
-    kinds: int = Field(2, ge=1, le=4)
+    kinds: int = Field(1, ge=1, le=4)
     """Kinds of words that make a class; there are eight of adjectives and eight of nouns."""
     stories: int = Field(4_000, ge=0)
     """Plain texts of the same words, which teachers and initialisations are also pre-trained on."""
@@ -276,7 +278,7 @@ class NerData(SpecModel):
     """Probability that a name is written alike in both languages."""
     moved: int = Field(6, ge=0, le=20)
     """Consonants, of 20, that the transliteration of all other names turns into another."""
-    typical: float = Field(0.7, ge=0, le=1)
+    typical: float = Field(0.8, ge=0, le=1)
     """Probability that a name has an ending that is typical of its kind."""
     length: int = Field(160, ge=32)
     """Largest number of tokens of a sentence; longer ones are an error, never cut."""
