@@ -78,7 +78,7 @@ def encoded(task: LLMTask, name: str, tokenizer: Any) -> Sequences:
     split = task.split(name)
     if split.kind is not Item:
         return task.reencode([row.text for row in split.rows], tokenizer)
-    return split.sequences if tokenizer is task.tokenizer else task.reencode_items(split.rows, tokenizer)
+    return task.kind.same_tokens(task, split, tokenizer)
 
 
 def states_and_logits(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:

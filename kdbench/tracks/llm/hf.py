@@ -57,7 +57,7 @@ def load_model(hub: Hub, device: torch.device, *, trainable: bool) -> nn.Module:
 
 
 def quantization(bits: str) -> Any:
-    """How transformers is to load the weights of linear layers, in ``int8`` or ``int4``; activations stay as they are."""
+    """How transformers loads the weights of linear layers in ``int8`` or ``int4``; activations stay as they are."""
     import torchao.quantization as ao
     from torchao.quantization.granularity import PerGroup
     from transformers import TorchAoConfig

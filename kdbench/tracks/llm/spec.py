@@ -96,6 +96,9 @@ class Hub(SpecModel):
     through accelerate; null: the job's device."""
     quantize: Literal["int8", "int4"] | None = None
     """Weights of the linear layers in so many bits, through torchao; teachers only. ``int4`` in groups of 32."""
+    own_tokenizer: bool = False
+    """Students only: it keeps the tokenizer that it was trained with, not the teacher's. For plain training and methods
+    that compare across tokenizers."""
     gradient_checkpointing: bool = False
     lora: Lora | None = None
     trust_remote_code: bool = False

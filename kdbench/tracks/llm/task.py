@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,13 @@ from kdbench.losses.tokens import IGNORE
 from kdbench.task import Scores, Task, seed_of
 from kdbench.tracks.llm import TRACK, gap, models, scoring, teachers
 from kdbench.tracks.llm.data.cpython import Document
-from kdbench.tracks.llm.data.encoding import Sequences, TextBatch, encode, encode_pairs, pack
+from kdbench.tracks.llm.data.encoding import Sequences, TextBatch, encode_texts
 from kdbench.tracks.llm.data.instruct import Item
 from kdbench.tracks.llm.data.prepared import Prepared
 from kdbench.tracks.llm.generation import Prompts, as_batch, generate
 from kdbench.tracks.llm.kinds.base import Kind, Split
 from kdbench.tracks.llm.spec import OUTPUT_SPLITS, Hub, LLMSpec, Net, SmolLM2
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
+from kdbench.tracks.llm.tokenizers import pad_id
 from kdbench.training.loaders import Order
 
 
@@ -86,6 +87,8 @@ class LLMTask(Task):
         """See :class:`kdbench.task.Task`; without ``cache`` the default one with the track's pack is used."""
         packs = (TRACK.packs,) if TRACK.packs is not None else ()
         super().__init__(spec, cache=cache if cache is not None else Cache(packs=packs), **rest)
+        # not on the model: a checkpoint could not tell whether a tokenizer that hangs there changes
+        self._adopted: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -142,6 +145,10 @@ class LLMTask(Task):
             sequences = sequences.rows(rows)
         return self.loader(sequences, batch_size, split="train" if rows is None else "")
 
+    def student_loader(self) -> Loader:
+        """The training data as the student reads them, under its own tokenizer where it has one."""
+        return self.loader(self.student_sequences(), split="train")
+
     def loader(self, sequences: Sequences, batch_size: int | None = None, *, split: str = "") -> Loader:
         """Batches of any sequences, in the order of the stream ``data``. ``split`` names what ``index`` counts in."""
         size = self.spec.recipe.batch_size if batch_size is None else batch_size
@@ -167,19 +174,26 @@ class LLMTask(Task):
             raise JobError(f"task {self.spec.name} has no {what}")
         return split.rows
 
+    @cached_property
+    def student_tokenizer(self) -> Any:
+        """What the student reads: its own tokenizer where the task says ``own_tokenizer``, else the task's."""
+        if isinstance(self.spec.student, Hub) and self.spec.student.own_tokenizer:
+            from kdbench.tracks.llm.hf import load_tokenizer
+
+            return load_tokenizer(self.spec.student)
+        return self.tokenizer
+
+    def student_sequences(self, split: str = "train") -> Sequences:
+        """The rows of a split as the student reads them."""
+        return self.kind.same_tokens(self, self.split(split), self.student_tokenizer)
+
     def local_tokenizer(self, name: str) -> Any:
         """Another tokenizer of the same training data: ``bytes``, ``bpe512``, ``bpe1024`` or ``bpe2048``."""
         return self._data.local_tokenizer(name)
 
     def reencode(self, texts: Sequence[str], tokenizer: Any) -> Sequences:
         """Plain texts under another tokenizer, one row each, every token scored; for :meth:`loader`."""
-        rows = [[start_id(tokenizer), *ids] for ids in encode(texts, tokenizer)]
-        return pack(rows, [1] * len(rows), pad_id(tokenizer))
-
-    def reencode_items(self, items: Sequence[Item], tokenizer: Any, length: int = 4096) -> Sequences:
-        """Items under another tokenizer, responses scored; for :meth:`loader`."""
-        prompts, responses = [item.prompt for item in items], [item.response for item in items]
-        return encode_pairs(prompts, responses, tokenizer, length)[0]
+        return encode_texts(texts, tokenizer)
 
     # --- models ---------------------------------------------------------------------------------------------------
 
@@ -211,7 +225,8 @@ class LLMTask(Task):
         if isinstance(student, Hub):
             from kdbench.tracks.llm.hf import load_model
 
-            return load_model(student, self.device, trainable=True)
+            model = load_model(student, self.device, trainable=True)
+            return self.adopt(model, self.student_tokenizer) if student.own_tokenizer else model
         model = self._build(student)
         if student.stages:
             self._load_weights(model, self._trained(student, self.spec.student_identity()))
@@ -230,12 +245,12 @@ class LLMTask(Task):
 
     def adopt(self, model: nn.Module, tokenizer: Any) -> nn.Module:
         """Say that ``model`` reads and writes another tokenizer than the task's; it is evaluated and saved with it."""
-        model.kdbench_tokenizer = tokenizer
+        self._adopted[model] = tokenizer
         return model
 
     def tokenizer_of(self, model: nn.Module) -> Any:
         """The tokenizer that a model was adopted with, or else the task's."""
-        return getattr(model, "kdbench_tokenizer", self.tokenizer)
+        return self._adopted.get(model, self.tokenizer)
 
     def place(self, model: Any) -> Any:
         """Move a network to the task's device, unless accelerate has spread it over several."""
@@ -345,11 +360,18 @@ class LLMTask(Task):
     def tokens(self, model: nn.Module, batch: TextBatch) -> TokenLogits:
         """One forward of ``model`` and the teacher's logits on the scored positions of ``batch``.
 
+        Raises ``JobError`` for a model with a tokenizer of its own: the two do not speak of the same events.
+
         Rows of the training or validation split (``index`` >= 0) take the teacher from the cached outputs where the
         task has them (meter ``cached_teacher_queries``); all others go through the teacher (``teacher_queries``).
         Classification counts as one position per row, with its class as the target. Tagging has a position per word;
         words without a label have target -1 and an NLL of 0.
         """
+        if model in self._adopted:
+            raise JobError(
+                "the student has a tokenizer of its own, so its probabilities are not of the teacher's tokens: take a "
+                "method that compares across tokenizers (tag cross-tokenizer)"
+            )
         if self.kind.tags:
             logits, labels = models.tag_logits(model, batch), models.tags_of(batch)
             sequence = (batch.labels != IGNORE).nonzero()[:, 0]
@@ -499,13 +521,13 @@ class LLMTask(Task):
         """As transformers saves it, tokenizer included; adapters of peft are merged into the weights."""
         self.check(model)
         folder.mkdir(parents=True, exist_ok=True)
+        tokenizer, adopted = self.tokenizer_of(model), model in self._adopted
         if hasattr(model, "merge_and_unload"):
             from copy import deepcopy
 
             model = deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
-        self.tokenizer_of(model).save_pretrained(folder)
-        adopted = hasattr(model, "kdbench_tokenizer")
+        tokenizer.save_pretrained(folder)
         (folder / "kdbench.json").write_text(json.dumps({"task": self.spec.name, "own_tokenizer": adopted}) + "\n")
 
     def load(self, folder: Path) -> Any:

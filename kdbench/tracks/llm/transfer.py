@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 
 def tokenizer_named(task: LLMTask, name: str) -> Any:
-    """``task``, a local tokenizer of the task's text (:data:`~kdbench.tracks.llm.tokenizers.SIZES`), or a model's.
+    """``task`` (the student's own where it has one), a local tokenizer of the task's text, or a model's.
 
-    Raises ``UsageError`` for a name that is none of these.
+    Local ones are those of :data:`~kdbench.tracks.llm.tokenizers.SIZES`. Raises ``UsageError`` for a name that is none
+    of these.
     """
     if name == "task":
-        return task.tokenizer
+        return task.student_tokenizer
     if name == "bytes" and task.spec.data.kind.startswith("hf"):
         return wrap(train([], SIZES["bytes"]))  # learns nothing from text
     if name in SIZES:
@@ -53,10 +54,11 @@ def rewritten(
     with the standard deviation of these means.
     """
     model = task.student() if kind == "task" else task.teacher(trainable=True)
-    if tokenizer is task.tokenizer:
+    old = task.tokenizer_of(model)
+    if tokenizer is old:
         return model
     with task.seeded(purpose):
-        transplant(model, task.tokenizer, tokenizer)
+        transplant(model, old, tokenizer)
         if random:
             # once where they are tied, and in a fixed order
             for layer in dict.fromkeys([model.get_input_embeddings(), model.get_output_embeddings()]):

@@ -197,7 +197,6 @@ def transfer(task, params, kind, tokenizer, spend):
     loader = task.loader(sides.sequences[1], split="train")
     steps, tag = (None, "") if spend == "steps" else (int(task.spec.limits["steps"]), "partner")
     task.fit(model, loss, loader=loader, modules=modules, steps=steps, spend=spend, tag=tag)
-    # after training: a checkpoint cannot tell whether a tokenizer that hangs on the network changes
     return model if tokenizer is task.tokenizer else task.adopt(model, tokenizer)
 
 

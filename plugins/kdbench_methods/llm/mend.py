@@ -35,7 +35,6 @@ from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.errors import JobError, UsageError
 from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import IGNORE, tok_mean
-from kdbench.task import seed_of
 from kdbench.tracks.llm.data.encoding import encode
 from kdbench.tracks.llm.data.icl import ARROW, SEPARATOR
 from kdbench.tracks.llm.demonstrations import flipped, full_cost, inverted, permuted, prefix_cost
@@ -131,9 +130,7 @@ def build(task, params, variant):
         raise JobError(f"mend needs a task of demonstrations and queries; {task.spec.name} has none")
     marks = encode([SEPARATOR, ARROW], task.tokenizer)
     if any(len(ids) != 1 for ids in marks):
-        raise JobError(
-            f"mend cuts rows at {SEPARATOR!r} and {ARROW!r}, which are no single tokens of the task's tokenizer"
-        )
+        raise JobError(f"mend needs {SEPARATOR!r} and {ARROW!r} to be single tokens of the task's tokenizer")
     tokens = {"separator": marks[0][0], "arrow": marks[1][0]}
     settings = {"vectors": 0 if variant == "zero_shot" else params.vectors}
     if variant == "prompt_tuning":
@@ -206,7 +203,7 @@ def train(task, params):
 
 def reactions(task, model, rows, params):
     """What a model answers to each query (N,): to its task's demonstrations, and to changed ones; as right or wrong."""
-    rng = np.random.default_rng(seed_of(task.spec.name, task.seed, "demonstrations"))
+    rng = task.rng("eval")
     changed = {"permuted": permuted(rows, rng), "flipped": flipped(rows, params.flips, rng), "inverted": inverted(rows)}
     answers = {"": choices(task, model, rows)} | {name: choices(task, model, made) for name, made in changed.items()}
     right = {name: answer == np.array([row.label for row in rows]) for name, answer in answers.items()}

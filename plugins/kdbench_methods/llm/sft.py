@@ -20,5 +20,5 @@ class SftParams(Params):
 @hookimpl
 def train(task):
     student = task.student()
-    task.fit(student, hard_loss(task))
+    task.fit(student, hard_loss(task), loader=task.student_loader())
     return student

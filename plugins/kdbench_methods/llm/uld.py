@@ -28,20 +28,16 @@ class UldParams(Params):
     weight: float = Field(1.5, ge=0, le=100, description="of the distance beside the cross-entropy")
     temperature: float = Field(1.0, gt=0, le=100, description="of both distributions")
     tokenizer: Literal["task", "bytes", "bpe512", "bpe1024", "bpe2048"] = Field(
-        "task", description="of the student; any but the task's starts from random weights"
+        "task", description="of the student: as the task has it, or another, which starts from random weights"
     )
 
 
 def student_with(task, tokenizer):
     """A student that reads ``tokenizer``, and the training data under it, row by row those of the task."""
     if tokenizer == "task":
-        return task.student(), task.split("train").sequences
+        return task.student(), task.student_sequences()
     other = task.local_tokenizer(tokenizer)
-    if task.spec.family == "instruct":
-        rows = task.reencode_items(task.train_items(), other)
-    else:
-        rows = task.reencode(task.train_texts(), other)
-    return task.new_student(tokenizer=other), rows
+    return task.new_student(tokenizer=other), task.kind.encode_rows(task.split("train").rows, other)
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 
@@ -158,6 +159,51 @@ def test_a_quantized_teacher_teaches_nearly_the_same(instruct_task, folders, bit
     weight = quantized.teacher().model.layers[0].mlp.up_proj.weight
     assert type(weight) is not torch.nn.Parameter
     assert not any(parameter.requires_grad for parameter in quantized.teacher().parameters())
+
+
+@pytest.fixture
+def foreign_task(make_task, folders, tmp_path):
+    """Teacher and student from folders, each with the tokenizer that it was saved with."""
+    own = tokenizers.wrap(tokenizers.train([row["response"] + row["instruction"] for row in ROWS], 270))
+    torch.manual_seed(1)
+    models.build(Net(family="gpt2", layers=1, width=16, heads=2), own).save_pretrained(tmp_path / "foreign")
+    own.save_pretrained(tmp_path / "foreign")
+
+    def make(method):
+        return make_task(
+            "hf-instruct",
+            scale="paper",
+            method=method,
+            data={"path": write_jsonl(tmp_path / "rows.jsonl", ROWS), "length": 64, "val": 3, "test": 3},
+            teacher=hub(folders, "teacher"),
+            student={"kind": "hf", "name": str(tmp_path / "foreign"), "own_tokenizer": True},
+            evaluation={"max_new": 8},
+            **LIMITS,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["sft", "uld", "alm"])
+def test_a_student_may_keep_its_own_tokenizer(foreign_task, method, tmp_path):
+    module = importlib.import_module(f"kdbench_methods.llm.{method}")
+    task = foreign_task(f"llm/{method}")
+    params = {"uld": lambda: (module.UldParams(),), "alm": lambda: (module.AlmParams(tokenizer="task"),)}
+    model = module.train(task, *params.get(method, tuple)())
+    assert task.tokenizer_of(model) is task.student_tokenizer
+    assert model.get_input_embeddings().weight.shape[0] == len(task.student_tokenizer) != len(task.tokenizer)
+    task.save(model, tmp_path / "saved")
+    task.phase = "evaluate"
+    scores = task.score(model)
+    again = task.load(tmp_path / "saved")
+    assert task.score(again)["loss"] == pytest.approx(scores["loss"], rel=1e-5)
+
+
+def test_probabilities_of_different_tokens_are_not_compared(foreign_task):
+    from kdbench_methods.llm import kd_fkl
+
+    with pytest.raises(JobError, match="tokenizer of its own"):
+        kd_fkl.train(foreign_task("llm/kd_fkl"), kd_fkl.ForwardKlParams())
 
 
 def test_a_quantized_student_is_refused(instruct_task):

@@ -42,14 +42,22 @@ def test_the_share_of_names_that_both_languages_write_alike(shared: float):
     assert all(b in (a, a.translate(world.table)) for a, b in pairs)
 
 
-def test_words_that_are_not_names_are_the_languages_own_and_orders_differ():
-    source, target = (sentences(SMALL, "train", language, 40) for language in ("source", "target"))
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_the_share_of_other_words_that_both_languages_have(share: float):
+    lexicon = World(SMALL.model_copy(update={"cognates": share})).lexicon
+    pairs = [pair for kind in lexicon["source"] for pair in zip(lexicon["source"][kind], lexicon["target"][kind])]
+    assert sum(a == b for a, b in pairs) / len(pairs) == pytest.approx(share, abs=0.06)
+
+
+def test_orders_differ_and_so_do_words_that_are_not_names():
+    data = SMALL.model_copy(update={"cognates": 0.0})
+    source, target = (sentences(data, "train", language, 40) for language in ("source", "target"))
     plain = [
         {word.lower() for row in rows for word, tag in zip(row.words[1:-1], row.tags[1:-1], strict=True) if tag == "O"}
         for rows in (source, target)
     ]
     assert not plain[0] & plain[1]
-    world = World(SMALL)
+    world = World(data)
     verbs = {verb for kind in ("meet", "join", "reach", "buy", "watch") for verb in world.lexicon["target"][kind]}
     adverbs = set(world.lexicon["target"]["adverb"])
     ends = [row.words[-3] if row.words[-2] in adverbs else row.words[-2] for row in target]

@@ -44,7 +44,7 @@ def test_tokens_of_one_span_are_neighbours_and_others_are_not(make_task):
     items = [
         Item("x", response, (response,), (1.0,), "rewrite", 1) for response in ("12 345", "The boat was sold.", "7")
     ]
-    batch = task.reencode_items(items, task.tokenizer).batch(torch.arange(3))
+    batch = task.kind.encode_rows(items, task.tokenizer).batch(torch.arange(3))
     pairs = neighbours(batch, words).tolist()
     targets = batch.labels[:, 1:][batch.scored].tolist()
     rows = batch.scored.nonzero()[:, 0].tolist()

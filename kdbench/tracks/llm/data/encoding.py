@@ -151,6 +151,12 @@ def encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return ids
 
 
+def encode_texts(texts: Sequence[str], tokenizer: Any) -> Sequences:
+    """One row per text: the start token, then every token of the text, all of them scored."""
+    rows = [[start_id(tokenizer), *ids] for ids in encode(texts, tokenizer)]
+    return pack(rows, [1] * len(rows), pad_id(tokenizer))
+
+
 def encode_pairs(
     prompts: Sequence[str], responses: Sequence[str], tokenizer: Any, length: int, *, too_long: str = "error"
 ) -> tuple[Sequences, list[int]]:

@@ -1,10 +1,11 @@
 """Sentences with named entities in two procedural languages that share their types (PER, LOC, ORG, MISC).
 
 The languages speak of the same entities. A part of the names is written in the same way in both; the target language
-transliterates the others, letter by letter. Every other word is the language's own, and so is the order of the words:
-the source has subject, verb, object, with articles and prepositions, and the target has subject, object, verb, with a
-particle after the subject, postpositions, its adjectives after the noun and the head of a name before the rest. What
-kind of thing a name stands for is told by its ending for some names, and by verbs and nouns around it for most.
+transliterates the others, letter by letter. Of all other words a part is common to both, and the others are the
+language's own. The order of words is its own, too: the source has subject, verb, object, with articles and
+prepositions, and the target has subject, object, verb, with a particle after the subject, postpositions, adjectives
+after the noun and the head of a name before the rest. What kind of thing a name stands for is told by its ending for
+most names, and by the verb and the nouns around it.
 """
 
 from __future__ import annotations
@@ -105,6 +106,9 @@ class World:
             language: {kind: [self._word(rng, language) for _ in range(count)] for kind, count in LEXICON.items()}
             for language in LANGUAGES
         }
+        for kind, known in self.lexicon["target"].items():
+            alike = rng.random(len(known)) < data.cognates
+            known[:] = [a if same else b for a, b, same in zip(self.lexicon["source"][kind], known, alike, strict=True)]
         counts = {"given": 40, "surname": data.names, "place": data.names, "company": data.names}
         self.names = {kind: [self._name(rng, kind) for _ in range(count)] for kind, count in counts.items()}
         self.acronyms = [self._acronym(rng) for _ in range(data.names // 2)]

@@ -276,9 +276,11 @@ class NerData(SpecModel):
     """Surnames, places and companies that there are, each."""
     shared: float = Field(0.3, ge=0, le=1)
     """Probability that a name is written alike in both languages."""
-    moved: int = Field(6, ge=0, le=20)
+    moved: int = Field(4, ge=0, le=20)
     """Consonants, of 20, that the transliteration of all other names turns into another."""
-    typical: float = Field(0.8, ge=0, le=1)
+    cognates: float = Field(0.4, ge=0, le=1)
+    """Probability that another word is the same in both languages."""
+    typical: float = Field(0.9, ge=0, le=1)
     """Probability that a name has an ending that is typical of its kind."""
     length: int = Field(160, ge=32)
     """Largest number of tokens of a sentence; longer ones are an error, never cut."""

@@ -14,10 +14,9 @@ from kdbench.task import Scores
 from kdbench.tracks.llm import scoring
 from kdbench.tracks.llm.data import text
 from kdbench.tracks.llm.data.cpython import Document, rank
-from kdbench.tracks.llm.data.encoding import Chunk, Sequences, chunk_documents, encode, pack
+from kdbench.tracks.llm.data.encoding import Chunk, Sequences, chunk_documents, encode_texts
 from kdbench.tracks.llm.data.specs import HubTextData, TextData
 from kdbench.tracks.llm.kinds.base import LanguageKind
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
 
 
 class HubText(LanguageKind):
@@ -43,8 +42,7 @@ class HubText(LanguageKind):
         return choose(sequences, chunks, getattr(self.data, name), balanced=name != "train")
 
     def encode_rows(self, rows: Sequence[Any], tokenizer: Any) -> Sequences:
-        encoded = [[start_id(tokenizer), *ids] for ids in encode([chunk.text for chunk in rows], tokenizer)]
-        return pack(encoded, [1] * len(encoded), pad_id(tokenizer))
+        return encode_texts([chunk.text for chunk in rows], tokenizer)
 
     def prompt_tokens(self, sequences: Sequences, row: int) -> int:
         """The first quarter of a chunk."""
