@@ -43,14 +43,16 @@ def alignment_loss(source: Tensor, target: Tensor, weights: Tensor, temperature:
 
 
 def prototype_log_probs(features: Tensor, prototypes: Tensor, known: Tensor, temperature: float = 0.1) -> Tensor:
-    """``log softmax(-d^2 / temperature)`` (N, C) of features (N, D) over the classes that are ``known`` (C,).
+    """``log softmax(-d^2 / temperature)`` (N, C) of features (N, D), by the prototypes of classes ``known`` (C,).
 
-    Other classes have ``-inf``; where no class is known all are alike.
+    A class without a prototype counts as being as near as the nearest: it would else never be chosen, and so never have
+    one. Where no class is known all are alike.
     """
     if not bool(known.any()):
         return features.new_full((len(features), len(known)), -math.log(len(known)))
     squared = 2 - 2 * cosines(features, prototypes)
-    return log_softmax((-squared / temperature).masked_fill(~known, -math.inf))
+    nearest = squared[:, known].amin(1, keepdim=True)
+    return log_softmax(-torch.where(known, squared, nearest) / temperature)
 
 
 def reweighted(log_probs: Tensor, prototype_log_probs: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ labels that its own features have a say in: with c_k its prototypes of the targe
     w = softmax(-d(f, c)^2 / tau),   label = argmax(p * w),   L = kd_weight * KD + self_weight * CE(label, q)
 
 where the CE is over the words of which ``p * w``, normalised, is at least ``threshold`` sure. The prototypes follow the
-features of those words. Prototypical self-training begins after a ``warmup``, in which the prototypes only follow.
+features of those words. Self-training begins after a ``warmup``, in which the prototypes follow the teacher's labels.
 
 ``align: 0`` tunes the teacher without alignment, ``teacher_steps: 0`` takes the task's as it is; ``self_training`` is
 ``hard`` with the teacher's labels alone, and ``none`` for plain distillation on the target. The network that is given
@@ -161,9 +161,9 @@ def distance(logits, teacher, params):
 
 @torch.no_grad()
 def pseudo_labels(features, teacher, prototypes, params):
-    """Pseudo-labels (N,) and whether they are sure enough (N,), of the student's features and the teacher's logits."""
+    """Labels (N,) and whether they are sure enough (N,), of teacher logits alone where ``prototypes`` is None."""
     log_probs = log_softmax(teacher)
-    if params.self_training == "prototype":
+    if prototypes is not None:
         says = prototype_log_probs(features, prototypes.table, prototypes.known, params.tau)
         log_probs = reweighted(log_probs, says)
     sure, labels = log_probs.max(-1)
@@ -190,9 +190,11 @@ def train(task, params):
         if params.kd_weight > 0:
             parts["kd"] = params.kd_weight * distance(logits, taught, params)
         if params.self_training != "none":
-            labels, sure = pseudo_labels(features, taught, prototypes, params)
+            started = params.kd_weight == 0 or seen.steps >= params.warmup * steps
+            asked = prototypes if started and params.self_training == "prototype" else None
+            labels, sure = pseudo_labels(features, taught, asked, params)
             prototypes.follow(features.detach(), labels.masked_fill(~sure, UNLABELLED), params.ema)
-            if params.kd_weight == 0 or seen.steps >= params.warmup * steps:
+            if started:
                 weights = sure * torch.where(labels == OUTSIDE, params.o_self, 1.0)
                 nll = (weights * token_nll(logits, labels)).sum() / weights.sum().clamp(min=1)
                 parts["pseudo"] = params.self_weight * nll
@@ -215,7 +217,7 @@ def about_pseudo_labels(task, model, teacher, prototypes, params):
     """How right the final pseudo-labels of the training sentences are, and the teacher's own."""
     gold = task.split("gold")
     mine, taught = (all_words(task, network, gold.sequences, "gold") for network in (model, teacher))
-    labels, sure = pseudo_labels(mine.features, taught.logits, prototypes.cpu(), params)
+    labels, sure = pseudo_labels(mine.features, taught.logits, prototypes, params)
     truth, table = [row.tags for row in gold.rows], {}
     values = {"pseudo_coverage": float(sure.double().mean())}
     for name, guess in (("pseudo", labels), ("teacher_pseudo", taught.logits.argmax(-1))):
@@ -241,7 +243,8 @@ def evaluate(task, model, params):
         table[when] = language_distances(task, network)
         values |= {f"prototype_{name}_{when}": value for name, value in table[when].items()}
     if params.self_training != "none":
-        pseudo, table["accuracy_by_tag"] = about_pseudo_labels(task, model, teacher, prototypes, params)
+        asked = prototypes if params.self_training == "prototype" else None
+        pseudo, table["accuracy_by_tag"] = about_pseudo_labels(task, model, teacher, asked, params)
         values |= pseudo
     task.artifact("stages.json").write_text(json.dumps(table, indent=1) + "\n")
     return values

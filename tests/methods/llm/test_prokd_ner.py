@@ -47,7 +47,7 @@ def test_pseudo_labels_are_the_best_of_the_product_and_have_to_be_sure():
     product = product / product.sum(1, keepdim=True)
     assert torch.equal(labels, product.argmax(1))
     assert torch.equal(sure, product.max(1).values >= 0.5)
-    hard, of_teacher = pseudo_labels(features, teacher, bank, ProkdNerParams(threshold=0.5, self_training="hard"))
+    hard, of_teacher = pseudo_labels(features, teacher, None, params)
     assert torch.equal(hard, teacher.argmax(1))
     assert torch.equal(of_teacher, F.softmax(teacher, -1).max(1).values >= 0.5)
     assert (hard != labels).any()
@@ -87,7 +87,6 @@ def test_variants_leave_out_what_they_say(run):
     runs = {
         "full": run("prokd_ner", "ner2", threshold=0.1, warmup=0.0),
         "no alignment": run("prokd_ner", "ner2", threshold=0.1, warmup=0.0, align=0.0),
-        "hard": run("prokd_ner", "ner2", threshold=0.1, warmup=0.0, self_training="hard"),
         "no self-training": run("prokd_ner", "ner2", self_training="none"),
         "mse": run("prokd_ner", "ner2", self_training="none", kd="mse"),
         "labels alone": run("prokd_ner", "ner2", teacher_steps=0.0, kd_weight=0.0, self_training="hard", threshold=0.0),

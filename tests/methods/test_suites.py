@@ -1,4 +1,4 @@
-"""The track's suite has every paper, on tasks that it belongs to, with all that its claims compare."""
+"""The suite of a track has every paper, on tasks that it belongs to, with all that its claims compare."""
 
 from __future__ import annotations
 
@@ -10,17 +10,25 @@ import pytest
 
 from kdbench.cards import Paper
 from kdbench.plan import Plan, make_plan
+from kdbench.registry import Registry, discover
 from kdbench.spec import canonical_json
 from kdbench.suite import load_suite
 
-from .conftest import registry
+SUITES = Path(__file__).parents[2] / "suites"
+PAPERS = {"vision": 26, "llm": 17}
+"""Tracks that are complete, and how many papers each has."""
 
-SUITES = Path(__file__).parents[3] / "suites"
+pytestmark = pytest.mark.parametrize("track", PAPERS)
 
 
 @cache
-def plan(name: str, results: Path) -> Plan:
-    return make_plan(load_suite(SUITES / name), registry(), results)
+def registry() -> Registry:
+    return discover()
+
+
+@cache
+def plan(track: str, results: Path) -> Plan:
+    return make_plan(load_suite(SUITES / f"{track}.yaml"), registry(), results)
 
 
 @pytest.fixture(scope="module")
@@ -28,32 +36,34 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
-def side(sought: str | dict[str, Any]) -> tuple[str, str]:
+def side(sought: str | dict[str, Any], track: str) -> tuple[str, str]:
     """Method and canonical parameters of a side of a claim."""
     slug, given = (sought, {}) if isinstance(sought, str) else (sought["method"], sought.get("params", {}))
-    method = registry().method(slug, "vision")
+    method = registry().method(slug, track)
     return method.key, canonical_json(method.canonical(given))
 
 
-def test_every_paper_of_the_track_is_in_the_suite(results: Path) -> None:
-    papers = {
-        key for key, method in registry().methods.items() if key[:7] == "vision/" and isinstance(method.card, Paper)
-    }
-    assert len(papers) == 26
-    assert papers <= {job.method for job in plan("vision.yaml", results).jobs}
+def methods_of(track: str) -> dict[str, Any]:
+    return {key: method for key, method in registry().methods.items() if key.startswith(f"{track}/")}
 
 
-def test_all_that_the_claims_compare_is_in_the_suite(results: Path) -> None:
-    made = plan("vision.yaml", results)
+def test_every_paper_of_the_track_is_in_the_suite(track: str, results: Path) -> None:
+    papers = {key for key, method in methods_of(track).items() if isinstance(method.card, Paper)}
+    assert len(papers) == PAPERS[track]
+    assert papers <= {job.method for job in plan(track, results).jobs}
+
+
+def test_all_that_the_claims_compare_is_in_the_suite(track: str, results: Path) -> None:
+    made = plan(track, results)
     there = {(job.method, canonical_json(job.params), job.task) for job in made.jobs}
     families = {entry.spec.name: entry.spec.family for entry in made.tasks}
     missing = []
-    for key, method in registry().methods.items():
-        if not key.startswith("vision/"):
-            continue
+    for key, method in methods_of(track).items():
         for claim in method.card.claims:
             named = set(claim.tasks)
-            sides = [side(each) for each in (claim.subject, claim.reference) if not isinstance(each, float | int)]
+            sides = [
+                side(each, track) for each in (claim.subject, claim.reference) if not isinstance(each, float | int)
+            ]
             tasks = [
                 name
                 for name, family in families.items()
@@ -67,8 +77,8 @@ def test_all_that_the_claims_compare_is_in_the_suite(results: Path) -> None:
     assert missing == []
 
 
-def test_nothing_is_asked_for_twice_or_left_to_a_machine(results: Path) -> None:
-    made = plan("vision.yaml", results)
+def test_nothing_is_asked_for_twice_or_left_to_a_machine(track: str, results: Path) -> None:
+    made = plan(track, results)
     assert [note.message for note in made.notes] == []
     assert {job.seed for job in made.jobs} == {0, 1, 2, 3, 4}
     assert {entry.spec.scale for entry in made.tasks} == {"cpu"}
