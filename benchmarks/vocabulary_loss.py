@@ -1,7 +1,8 @@
 """Memory and time of distillation losses over large vocabularies, beside TRL and Liger-Kernel.
 
-Every way takes the same step, from hidden states and heads of both models to the gradients of the student's, in a process
-of its own. No time is printed unless all gradients are those of the formula in float64. See ``benchmarks/README.md``.
+Every way takes the same step, from hidden states and heads of both models to the gradients of the student's, in a
+process of its own. No time is printed unless all gradients are those of the formula in float64. See
+``benchmarks/README.md``.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class Worker:
         threads = {name: str(sizes["threads"]) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         env = {**os.environ, **threads, "PYTHONPATH": os.pathsep.join([home, *map(str, path)])}
         command = [sys.executable, str(HERE / "peers" / "vocabulary_step.py"), config]
-        self.name, self.said = f"{way} ({config})", tempfile.TemporaryFile("w+")
+        self.name = f"{way} ({config})"
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True, env=env
         )
@@ -107,7 +109,7 @@ class Worker:
 def peers(wanted: Sequence[str], folder: Path | None) -> Iterator[dict[str, Path]]:
     """Folders that hold the packages, installed where they are not there; temporary unless ``folder`` is given."""
     with ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdbench-peers-"))) if not folder else folder
+        home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdbench-peers-")))
         found = {}
         for name in wanted:
             found[name] = home / PEERS[name].replace("==", "-")

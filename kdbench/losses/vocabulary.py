@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kdbench.losses.divergences import Divergence
+from kdbench.losses.slopes import with_slope
 
 BLOCK = 1 << 23
 """Logits of a block: 32 MiB in float32, so that rows of a block are computed while they are near the processor."""
@@ -89,8 +90,12 @@ def chunked_divergence(
     def loss(logits: Tensor, part: slice) -> Parts:
         parts, weight = {}, weights[part]
         if kd_ratio > 0:
-            said = teacher.logits(part).to(logits.device) if isinstance(teacher, Head) else teacher[part]
-            parts["kd"] = kd_ratio * (weight * divergence(logits, said, temperature=temperature)).sum()
+            if isinstance(teacher, Head):
+                head = teacher
+                values = with_slope(divergence, logits, lambda: head.logits(part).to(logits.device), temperature)
+            else:  # given logits may be -inf somewhere
+                values = divergence(logits, teacher[part], temperature=temperature)
+            parts["kd"] = kd_ratio * (weight * values).sum()
         if kd_ratio < 1:
             if targets is None:
                 raise ValueError("kd_ratio below 1 needs targets")

@@ -35,11 +35,8 @@ def split_fields(data: Data, split: str) -> dict[str, Any]:
 class Stage(SpecModel):
     """One stretch of training of a teacher or of a student's initialisation: AdamW, cosine to a tenth, clip 1."""
 
-    objective: Literal["lm", "sft", "classify", "mlm", "tag"]
-    """``lm``: every token; ``sft``: response tokens only; ``classify``: cross entropy of labels.
-
-    Of taggers: ``mlm``: tokens that are masked, a seventh of all; ``tag``: cross entropy of the words' tags.
-    """
+    objective: Literal["lm", "sft", "classify", "tag"]
+    """``lm``: every token; ``sft``: response tokens only; ``classify``: labels; ``tag``: tags of labelled words."""
     steps: int = Field(ge=1)
     batch_size: int = Field(16, ge=1)
     lr: float = Field(2e-3, gt=0)

@@ -43,30 +43,13 @@ def stage_recipe(stage: Stage) -> Recipe:
 
 
 def stage_loss(model: nn.Module, batch: TextBatch, objective: str) -> torch.Tensor:
-    """Mean cross entropy of the scored tokens, of the classes, of tags or of masked tokens."""
-    if objective == "mlm":
-        return masked_loss(model, batch)
+    """Mean cross entropy of the scored tokens, of the classes or of the tags."""
     if objective == "tag":
         return nn.functional.cross_entropy(tag_logits(model, batch), tags_of(batch), ignore_index=UNLABELLED)
     if objective == "classify":
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         return nn.functional.cross_entropy(logits.float(), batch.labels)
     return nn.functional.cross_entropy(scored_logits(model, batch).float(), targets_of(batch))
-
-
-def masked_loss(model: nn.Module, batch: TextBatch, share: float = 0.15) -> torch.Tensor:
-    """Cross entropy of a ``share`` of the tokens, replaced by the end-of-text token; the head is the embedding.
-
-    As BERT is pre-trained (Devlin et al., NAACL 2019, section 3.1), without its replacement by other tokens. Which are
-    masked comes from the global generator of torch. Taggers only.
-    """
-    present = batch.attention_mask.bool()
-    masked = present & (torch.rand(batch.input_ids.shape).to(present.device) < share)
-    masked[0, 0] = True  # at least one
-    inputs = batch.input_ids.masked_fill(masked, model.config.eos_token_id)
-    hidden = model.bert(input_ids=inputs, attention_mask=batch.attention_mask).last_hidden_state[masked]
-    logits = hidden @ model.bert.embeddings.word_embeddings.weight.T
-    return nn.functional.cross_entropy(logits.float(), batch.input_ids[masked])
 
 
 @torch.enable_grad()  # a teacher may be asked for, and so trained, where gradients are off

@@ -131,8 +131,10 @@ class DistillerParams(Params):
     )
     alpha: float = Field(0.5, ge=0, le=1, description="mi: between the bound of NWJ (0) and InfoNCE (1)")
     layers: Literal["last", "uniform", "transport"] = Field("last", description="which pairs of layers are compared")
-    weight: float = Field(0.5, ge=0, le=1000, description="of the intermediate loss")
-    critic_temperature: float = Field(0.1, gt=0, le=100, description="infonce, mi: divides the cosines")
+    weight: float = Field(
+        0.02, ge=0, le=1000, description="of the intermediate loss; its gradients are far larger than the prediction's"
+    )
+    critic_temperature: float = Field(0.5, gt=0, le=100, description="infonce, mi: divides the cosines")
     critic_dim: int = Field(64, ge=1, le=65536, description="infonce, mi: width of the projections")
     pooling: Literal["mean", "first"] = Field("mean", description="hidden states of a row: mean over tokens, or first")
     hard: float = Field(0.0, ge=0, le=1, description="weight of the labels; the prediction loss has the rest")
@@ -140,10 +142,10 @@ class DistillerParams(Params):
     search: Literal["none", "random", "halving"] = Field(
         "none", description="look for a pipeline first, which replaces the slots given here"
     )
-    candidates: int = Field(24, ge=2, le=10_000, description="search: pipelines that are tried")
-    search_steps: float = Field(4.0, gt=0, le=10_000, description="search: steps in all, as a multiple of the task's")
-    rungs: int = Field(3, ge=2, le=20, description="halving: trainings of a pipeline that goes through to the end")
-    keep: float = Field(0.34, gt=0, lt=1, description="halving: share that goes on from each rung")
+    candidates: int = Field(8, ge=2, le=10_000, description="search: pipelines that are tried")
+    search_steps: float = Field(3.0, gt=0, le=10_000, description="search: steps in all, as a multiple of the task's")
+    rungs: int = Field(2, ge=2, le=20, description="halving: trainings of a pipeline that goes through to the end")
+    keep: float = Field(0.5, gt=0, lt=1, description="halving: share that goes on from each rung")
 
 
 # --- one pipeline -----------------------------------------------------------------------------------------------------
@@ -235,7 +237,7 @@ def evaluate(task, model, params):
         values |= {f"{label}_{measure}": value for measure, value in quality.items()}
     trained = json.loads(task.artifact(ARTIFACT).read_text())["trained"]
     if params.search != "none":
-        first = [one for one in trained if one["share"] == trained[0]["share"]]
+        first = [one for one in trained[:-1] if one["share"] == trained[0]["share"]]
         shares = importance([one["point"] for one in first], [one["score"] for one in first])
         values |= {f"importance_{slot}": shares[slot] for slot in SPACE}
         values["importance_gap"] = shares["intermediate"] - shares["prediction"]

@@ -82,7 +82,7 @@ def test_a_search_spends_what_it_may_and_trains_its_winner(run, tmp_path, search
 
 def test_a_search_without_steps_is_refused(run):
     with pytest.raises(AssertionError, match="search_steps: 2 steps are too few for 24 candidates"):
-        run("distiller", TASK, search="random", search_steps=0.5)
+        run("distiller", TASK, search="random", candidates=24, search_steps=0.5)
 
 
 def test_levels_are_parameters(registry):

@@ -69,9 +69,9 @@ class Ner(Kind):
                 yield f" {row.text}"  # as words are encoded
 
     def stage_rows(self, objective: str) -> Sequences:
-        """``tag`` reads the labelled rows, ``mlm`` both languages."""
+        """The labelled rows."""
         rows = self.prepared.split("train").sequences
-        return rows if objective == "mlm" else rows.rows(~unlabelled(rows))
+        return rows.rows(~unlabelled(rows))
 
     def validate(self, task: Any, model: nn.Module) -> dict[str, float]:
         """f1, precision, recall of exact spans, accuracy, nll and ece of words; target language."""
