@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from kdbench.losses import divergences
-from kdbench.losses.divergences import Divergence, log_mixture, log_softmax, same_vocabulary
-
+from kdbench.losses.divergences import Divergence, same_vocabulary
 
 
 class Pool:
@@ -26,21 +26,24 @@ class Pool:
 
     def __init__(self) -> None:
         self.kept: list[Tensor] = []
-        self.used = 0
+        self.free: list[Tensor] = []
 
     def restart(self) -> None:
         """Everything may be overwritten."""
-        self.used = 0
+        self.free = list(self.kept)
 
-    def like(self, tensor: Tensor) -> Tensor:
-        """A tensor of that shape, type and device, with anything in it."""
-        if self.used == len(self.kept):
-            self.kept.append(tensor.new_empty(tensor.numel()))
-        if self.kept[self.used].numel() < tensor.numel() or self.kept[self.used].dtype != tensor.dtype:
-            self.kept[self.used] = tensor.new_empty(tensor.numel())
-        found = self.kept[self.used][: tensor.numel()].view(tensor.shape)
-        self.used += 1
-        return found
+    def like(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of that shape and device, in its precision or another, with anything in it."""
+        dtype, size = tensor.dtype if dtype is None else dtype, tensor.numel()
+        for i, flat in enumerate(self.free):
+            if flat.dtype == dtype and flat.numel() >= size:
+                return self.free.pop(i)[:size].view(tensor.shape)
+        self.kept.append(tensor.new_empty(size, dtype=dtype))
+        return self.kept[-1].view(tensor.shape)
+
+    def give(self, tensor: Tensor) -> None:
+        """Where the tensor is of the pool, it may be overwritten."""
+        self.free += [flat for flat in self.kept if flat.data_ptr() == tensor.data_ptr()]
 
 
 Slope = Callable[..., tuple[Tensor, Tensor]]
@@ -139,20 +142,23 @@ def known(divergence: Divergence) -> Slope | None:
 def _log_softmax(logits: Tensor, temperature: float, pool: Pool) -> Tensor:
     """In float32 or wider, in a tensor of the pool."""
     wide = torch.promote_types(logits.dtype, torch.float32)
+    found, tempered = pool.like(logits, wide), logits
     if temperature != 1:
-        return log_softmax(logits, temperature)
-    found = pool.like(torch.empty(0, dtype=wide, device=logits.device).expand(0, 0).new_empty(0)) if False else None
-    return log_softmax(logits) if found is None else found
+        tempered = torch.div(logits, temperature, out=pool.like(logits, wide))
+    found = torch.log_softmax(tempered, -1, dtype=wide, out=found)
+    if temperature != 1:
+        pool.give(tempered)
+    return found
 
 
 class _Known(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Callable[[], Tensor], slope: Slope, temperature: float) -> Tensor:
-        log_p = log_softmax(teacher(), temperature)  # the teacher's logits are gone before the student's are doubled
-        cut = min(student.shape[-1], log_p.shape[-1])
-        if log_p.shape[-1] > cut:  # padding of the vocabulary
-            log_p = log_softmax(log_p[..., :cut])
-        value, found = slope(log_softmax(student[..., :cut], temperature), log_p)
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, slope: Slope, temperature: float, pool: Pool) -> Tensor:
+        mine, theirs = same_vocabulary(student, teacher)
+        log_p = _log_softmax(theirs, temperature, pool)
+        pool.give(teacher)
+        log_q = _log_softmax(mine, temperature, pool)
+        value, found = slope(log_q, log_p, pool)
         ctx.found, ctx.temperature, ctx.like = found, temperature, student
         return value * temperature**2
 
@@ -161,18 +167,19 @@ class _Known(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> Any:
         found = ctx.found.mul_((scale * ctx.temperature)[:, None]).to(ctx.like.dtype)
         padding = ctx.like.shape[-1] - found.shape[-1]
-        return torch.nn.functional.pad(found, (0, padding)) if padding else found, None, None, None
+        return F.pad(found, (0, padding)) if padding else found, None, None, None, None
 
 
 def with_slope(
-    divergence: Divergence, student: Tensor, teacher: Callable[[], Tensor], temperature: float = 1.0
+    divergence: Divergence, student: Tensor, teacher: Tensor, pool: Pool, *, temperature: float = 1.0
 ) -> Tensor:
-    """``divergence(student, teacher(), temperature=temperature)`` of finite logits (n, V) to (n,), in less memory.
+    """``divergence(student, teacher, temperature=temperature)`` of finite logits (n, V) to (n,), in less memory.
 
-    Can be differentiated once, in the student. Divergences without a closed form are computed as they are.
+    Can be differentiated once, in the student, and before ``pool`` is restarted. Divergences without a closed form are
+    computed as they are.
     """
     slope = known(divergence)
     if slope is None:
-        return divergence(student, teacher(), temperature=temperature)
-    value: Tensor = _Known.apply(student, teacher, slope, temperature)  # type: ignore[no-untyped-call]
+        return divergence(student, teacher, temperature=temperature)
+    value: Tensor = _Known.apply(student, teacher.detach(), slope, temperature, pool)  # type: ignore[no-untyped-call]
     return value

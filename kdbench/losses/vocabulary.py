@@ -18,10 +18,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kdbench.losses.divergences import Divergence
-from kdbench.losses.slopes import with_slope
+from kdbench.losses.slopes import Pool, with_slope
 
-BLOCK = 1 << 23
-"""Logits of a block: 32 MiB in float32, so that rows of a block are computed while they are near the processor."""
+BLOCK = 1 << 24
+"""Most logits of a block on the CPU."""
 
 Parts = Mapping[str, Tensor]
 """Named scalars whose sum is the loss."""
@@ -45,14 +45,33 @@ class Head:
     def vocabulary(self) -> int:
         return self.weight.shape[0]
 
+    def ready(self) -> Head:
+        """Everything in the precision of autocast, or else of the hidden states."""
+        kind = self.hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.hidden.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return Head(self.hidden.to(dtype), self.weight.to(dtype), bias)
+
     @torch.no_grad()
-    def logits(self, rows: slice = slice(None)) -> Tensor:
-        """Logits of some positions, without gradient."""
-        return F.linear(self.hidden[rows], self.weight, self.bias)
+    def logits(self, rows: slice = slice(None), pool: Pool | None = None) -> Tensor:
+        """Logits of some positions, without gradient; in a tensor of ``pool`` where one is given."""
+        head = self.ready()
+        states = head.hidden[rows]
+        out = None if pool is None else pool.like(states[:, :1].expand(-1, self.vocabulary))
+        with torch.autocast(states.device.type, enabled=False):
+            found = torch.mm(states, head.weight.T, out=out)
+            return found if head.bias is None else found.add_(head.bias)
+
+
+def block(vocabulary: int, device: torch.device) -> int:
+    """Positions of a block: logits of at most 64 MiB in float32 on the CPU, of 512 MiB elsewhere."""
+    if device.type == "cpu":
+        return max(1, min(256, BLOCK // vocabulary))  # more rows than this make products no faster
+    return max(1, 8 * BLOCK // vocabulary)
 
 
 def chunked_loss(head: Head, loss: Callable[[Tensor, slice], Parts], *, rows: int | None = None) -> dict[str, Tensor]:
-    """The parts of a loss of a student's logits, summed over blocks of ``rows`` positions (default: by :data:`BLOCK`).
+    """The parts of a loss of a student's logits, summed over blocks of ``rows`` positions (default: :func:`block`).
 
     ``loss(logits, rows)`` gives the contribution of the positions that the slice names, from their logits (n, V), as
     named scalars, the same names for every block. Anything else that it reads is a constant. The sum of the result has
@@ -60,7 +79,7 @@ def chunked_loss(head: Head, loss: Callable[[Tensor, slice], Parts], *, rows: in
     all of them. Logits are in the precision of autocast or of the hidden states, and the gradient of the head is summed
     in float32. Can be differentiated once.
     """
-    size = max(1, BLOCK // head.vocabulary) if rows is None else rows
+    size = block(head.vocabulary, head.hidden.device) if rows is None else rows
     if size < 1:
         raise ValueError(f"rows is at least 1, not {size}")
     sums: dict[str, Tensor] = {}
@@ -87,12 +106,15 @@ def chunked_divergence(
     values and gradients of the plain formula up to rounding.
     """
 
+    pool, teacher = Pool(), teacher.ready() if isinstance(teacher, Head) else teacher
+
     def loss(logits: Tensor, part: slice) -> Parts:
         parts, weight = {}, weights[part]
+        pool.restart()
         if kd_ratio > 0:
             if isinstance(teacher, Head):
-                head = teacher
-                values = with_slope(divergence, logits, lambda: head.logits(part).to(logits.device), temperature)
+                said = teacher.logits(part, pool).to(logits.device)
+                values = with_slope(divergence, logits, said, pool, temperature=temperature)
             else:  # given logits may be -inf somewhere
                 values = divergence(logits, teacher[part], temperature=temperature)
             parts["kd"] = kd_ratio * (weight * values).sum()
@@ -122,19 +144,18 @@ class _Chunked(torch.autograd.Function):
     ) -> Tensor:
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        states, matrix = hidden.to(dtype), weight.to(dtype)
-        shift = None if bias is None else bias.to(dtype)
-        wide = torch.promote_types(dtype, torch.float32)
+        head, pool = Head(hidden, weight, bias).ready(), Pool()
+        states, matrix = head.hidden, head.weight
+        wide = torch.promote_types(states.dtype, torch.float32)
         d_hidden = torch.empty_like(states) if of_hidden else None
         d_weight = torch.zeros_like(weight, dtype=wide) if of_weight else None
         d_bias = torch.zeros_like(bias, dtype=wide) if of_bias and bias is not None else None
         for start in range(0, max(1, len(states)), size):  # no positions are a block, too
             rows = slice(start, min(start + size, len(states)))
-            with torch.autocast(kind, enabled=False):
-                logits = F.linear(states[rows], matrix, shift)
+            pool.restart()
+            logits = head.logits(rows, pool)
             with torch.enable_grad():
-                logits.requires_grad_(of_hidden or of_weight or of_bias)
+                logits = logits.detach().requires_grad_(of_hidden or of_weight or of_bias)
                 parts = loss(logits, rows)
                 whole = sum(parts.values(), torch.zeros((), device=logits.device))
             for name, value in parts.items():

@@ -123,3 +123,28 @@ def test_distances_within_and_between_classes():
     assert values == pytest.approx({"same": same, "different": other, "ratio": same / other})
     with pytest.raises(ValueError, match="two classes"):
         distance_ratio(source, source, torch.tensor([True, False, False]))
+
+
+def test_training_by_the_alignment_brings_domains_together():
+    """Two domains whose classes lie in other places, and a linear map that only the alignment trains."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(2, 4, 8, generator=generator)
+    labels = torch.arange(4).repeat(16)
+    source, target = (part[labels] + 0.1 * torch.randn(64, 8, generator=generator) for part in centres)
+    network = torch.nn.Linear(8, 6, bias=False)
+    torch.nn.init.normal_(network.weight, generator=generator)
+    first, second = Prototypes(4, 6), Prototypes(4, 6)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+
+    def ratio():
+        with torch.no_grad():
+            tables = [Prototypes(4, 6).follow(network(part), labels, 0.0) for part in (source, target)]
+        return distance_ratio(*tables, torch.ones(4, dtype=torch.bool))["ratio"]
+
+    before = ratio()
+    for _ in range(150):
+        optimizer.zero_grad()
+        s, t = first.follow(network(source), labels, 0.9), second.follow(network(target), labels, 0.9)
+        alignment_loss(s, t, torch.ones(4)).backward()
+        optimizer.step()
+    assert ratio() < 0.5 * before

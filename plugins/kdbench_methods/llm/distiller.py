@@ -142,8 +142,8 @@ class DistillerParams(Params):
     search: Literal["none", "random", "halving"] = Field(
         "none", description="look for a pipeline first, which replaces the slots given here"
     )
-    candidates: int = Field(8, ge=2, le=10_000, description="search: pipelines that are tried")
-    search_steps: float = Field(3.0, gt=0, le=10_000, description="search: steps in all, as a multiple of the task's")
+    candidates: int = Field(6, ge=2, le=10_000, description="search: pipelines that are tried")
+    search_steps: float = Field(2.0, gt=0, le=10_000, description="search: steps in all, as a multiple of the task's")
     rungs: int = Field(2, ge=2, le=20, description="halving: trainings of a pipeline that goes through to the end")
     keep: float = Field(0.5, gt=0, lt=1, description="halving: share that goes on from each rung")
 

@@ -7,7 +7,7 @@ A teacher that writes grows a student's few labelled texts, told again and again
 3. mine hard negatives, the mistakes that it is surest of, with their true classes;
 4. send the teacher the classes, right and wrong examples, hard negatives and the report. It writes ``per_round`` texts,
    the more of a class the lower its F1 and the oftener it is confused, starting from the hard negatives;
-5. drop what a verifying classifier takes for another class, what repeats validation data (the guard: they are shown to
+5. drop what a verifying classifier finds improbable, what repeats validation data (the guard: they are shown to
    the teacher, and never trained on) and what repeats itself; add the rest.
 
 It ends after ``rounds``, or when the validation score has not improved for ``patience`` of them, with the best weights.
@@ -109,7 +109,10 @@ class PgkdParams(Params):
     mined: Literal["train", "both"] = Field("both", description="where mistakes are looked for; both: validation, too")
     shown: int = Field(16, ge=0, le=10000, description="examples, mistakes and hard negatives in a request, of each")
     confusion_weight: float = Field(1.0, ge=0, le=100, description="of confusions beside 1 - F1 in the quotas")
-    verifier: bool = Field(True, description="texts that the task's teacher takes for another class are dropped")
+    verifier: bool = Field(True, description="texts that the task's teacher takes for other classes are dropped")
+    verify_top: int = Field(
+        3, ge=1, le=1000, description="the label has to be among this many classes that it finds most probable"
+    )
     overlap: float = Field(0.5, ge=0, le=1, description="guard: largest share of runs of four words in common")
     author: Literal["local", "hosted"] = Field("local", description="who writes: the language model, or an endpoint")
     author_steps: float = Field(1.2, gt=0, le=100, description="local: steps for each step of the task's teacher")
@@ -163,7 +166,8 @@ def admitted(task, params, guard, written):
     """Written texts (text, label) that the verifier and the guard let through, and how many the verifier did not."""
     if params.verifier and written:
         logits = class_logits(task.teacher(), encoded(task, written), "", task.device)
-        agreed = [pair for pair, guess in zip(written, logits.argmax(1).tolist(), strict=True) if guess == pair[1]]
+        likely = logits.topk(min(params.verify_top, task.num_classes), dim=1).indices.tolist()
+        agreed = [pair for pair, guesses in zip(written, likely, strict=True) if pair[1] in guesses]
     else:
         agreed = written
     return [pair for pair in agreed if pair[0] and guard.admit(pair[0])], len(written) - len(agreed)

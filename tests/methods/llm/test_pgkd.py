@@ -96,11 +96,13 @@ def test_the_verifier_and_the_guard_let_little_through(task):
     right, wrong = int(logits.argmax()), int(logits.argmin())
     leak = task.split("val").rows[0].text
     written = [(text, wrong), (text, right), (text, right), (leak, 0), (leak, 1), (leak, 2), (leak, 3)]
-    kept, refused = admitted(task, PgkdParams(), guard, written)
+    kept, refused = admitted(task, PgkdParams(verify_top=1), guard, written)
     assert kept == [(text, right)]
     assert refused == 4
     assert (guard.leaks, guard.repeats) == (1, 1)
     assert admitted(task, PgkdParams(verifier=False), Guard(), [(text, wrong), ("", 0)]) == ([(text, wrong)], 0)
+    everything = [(text, label) for label in range(4)]
+    assert admitted(task, PgkdParams(verify_top=3), Guard(), everything)[1] == 1
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
