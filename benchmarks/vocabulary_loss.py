@@ -163,9 +163,14 @@ def measured(case: Case, ways: dict[str, list[Path]], sizes: dict[str, Any], rou
     ]
 
 
+def clock(device: str) -> str:
+    """What a step is judged by: processor seconds, or on a GPU those of the clock on the wall."""
+    return "wall" if device == "cuda" else "cpu"
+
+
 def unmet(rows: Sequence[Row], device: str) -> list[str]:
     """Which limits kdbench does not keep, one sentence each."""
-    reasons, clock = [], "wall" if device == "cuda" else "cpu"
+    reasons = []
     by = {(row.vocabulary, row.dtype, row.loss, row.way): row for row in rows}
     for (vocabulary, dtype, loss, way), row in by.items():
         if way != "kdbench":
@@ -173,27 +178,27 @@ def unmet(rows: Sequence[Row], device: str) -> list[str]:
         base, name = by[vocabulary, dtype, loss, "plain"], f"{loss}, {vocabulary} tokens, {dtype}"
         if vocabulary >= 1 << 17 and row.peak > PEAK * base.peak:
             reasons.append(f"{name}: {row.peak / base.peak:.2f} of the plain formula's memory, more than {PEAK}")
-        mine, theirs = getattr(row, clock)[0], getattr(base, clock)[0]
+        mine, theirs = getattr(row, clock(device))[0], getattr(base, clock(device))[0]
         if mine > TIME * theirs:
             reasons.append(f"{name}: {mine / theirs:.2f} of the plain formula's time, more than {TIME:g}")
     return reasons
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """The rows for people; a factor is what a way needs over what the plain formula does."""
+def table(rows: Sequence[Row], device: str = "cpu") -> Table:
+    """The rows for people; a factor is what a way needs over what the plain formula does, in time by :func:`clock`."""
     shown = Table(box=None, pad_edge=False)
-    for name in ("vocabulary", "precision", "loss", "way", "peak MiB", "factor", "CPU s", "factor", "wall s", "error"):
+    for name in ("vocabulary", "precision", "loss", "way", "peak MiB", "factor", "CPU s", "wall s", "factor", "error"):
         shown.add_column(name, justify="left" if name in ("precision", "loss", "way") else "right")
     base: Row | None = None
     for row in rows:
         base = row if row.way == "plain" else base
         assert base is not None
-        memory, time = row.peak / base.peak if base.peak else float("nan"), row.cpu[0] / base.cpu[0]
+        memory = row.peak / base.peak if base.peak else float("nan")
+        time = getattr(row, clock(device))[0] / getattr(base, clock(device))[0]
         shown.add_row(
             *(f"{row.vocabulary:,}", row.dtype, row.loss, row.way),
             *(f"{row.peak / MIB:.0f}", f"{memory:.2f}"),
-            *(_seconds(row.cpu), f"{time:.2f}", _seconds(row.wall)),
-            f"{row.error:.0e}",
+            *(_seconds(row.cpu), _seconds(row.wall), f"{time:.2f}", f"{row.error:.0e}"),
         )
     return shown
 
@@ -219,6 +224,9 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure peak memory and time of a step of each loss, for each vocabulary and precision."""
+    if device == "cuda" and not _cuda():
+        print("error: torch finds no CUDA device here", file=sys.stderr)
+        raise typer.Exit(2)
     where, rows = machine(), []
     sizes = {
         "positions": positions,
@@ -252,11 +260,17 @@ def main(
         console = Console(width=None if sys.stdout.isatty() else 200)
         console.print(f"{where}, torch {_torch()}", highlight=False)
         console.print(f"{positions} positions, widths {width} and {teacher_width}, {rounds} rounds", highlight=False)
-        console.print(table(rows), highlight=False)
+        console.print(table(rows, device), highlight=False)
         for reason in reasons:
             console.print(f"not met: {reason}", style="red", highlight=False)
     if check and reasons:
         raise typer.Exit(1)
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _torch() -> str:

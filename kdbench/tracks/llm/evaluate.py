@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdbench.tracks.llm.data.encoding import Sequences, TextBatch, encode
 from kdbench.tracks.llm.data.instruct import Item
 from kdbench.tracks.llm.generation import Responses, generate
+from kdbench.tracks.llm.heads import LARGE
 from kdbench.tracks.llm.models import scored_logits, targets_of, token_nll
 from kdbench.tracks.llm.tokenizers import pad_id, start_id
 
@@ -61,6 +62,13 @@ class Forced:
         return np.bincount(self.row, weights=self.nll) / np.maximum(np.bincount(self.row), 1)
 
 
+def small_pieces(batch: TextBatch, model: nn.Module) -> Iterable[TextBatch]:
+    """The batch itself, or its rows in as few pieces as have fewer than :data:`heads.LARGE` logits each, or one row."""
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", 1)
+    rows = max(1, LARGE // (batch.input_ids.shape[1] * vocabulary))
+    return [batch] if rows >= len(batch) else [batch.rows(part) for part in torch.arange(len(batch)).split(rows)]
+
+
 @torch.no_grad()
 def forced(
     model: nn.Module,
@@ -72,8 +80,8 @@ def forced(
     model.eval()
     parts: list[list[Tensor]] = [[], [], [], []]
     divergences, rows = torch.zeros(2, dtype=torch.float64), 0
-    for batch in batches:
-        batch = batch.to(device)
+    for piece in (piece for batch in batches for piece in small_pieces(batch, model)):
+        batch = piece.to(device)
         logits, targets = scored_logits(model, batch).float(), targets_of(batch)
         log_q = logits.log_softmax(dim=-1)
         best, guess = log_q.max(dim=-1)

@@ -124,7 +124,6 @@ class Reviser:
         self.prompts, self.tokens, self.choices = (
             task.generator(f"{purpose}/{what}") for what in ("prompts", "tokens", "choices")
         )
-        self.written = self.revised = 0
 
     def write(self, prompts: Prompts, model: nn.Module, max_new: int) -> TextBatch:
         """Responses of a model; two FLOPs per parameter and token read or written."""
@@ -134,7 +133,7 @@ class Reviser:
 
     def __call__(self, count: int, split: str = "train") -> TextBatch:
         """``count`` responses to prompts drawn from a split."""
-        return self.revise(self.drafts(count, split))
+        return self.revise(self.drafts(count, split))[0]
 
     def drafts(self, count: int, split: str) -> TextBatch:
         """Responses before any correction."""
@@ -142,9 +141,8 @@ class Reviser:
         return self.write(self.task.prompts(split, count, self.prompts), writer, self.max_new)
 
     @torch.no_grad()
-    def revise(self, batch: TextBatch) -> TextBatch:
-        """A batch of responses after the corrections, in the same order."""
-        self.written += len(batch)
+    def revise(self, batch: TextBatch) -> tuple[TextBatch, Tensor]:
+        """A batch of responses after the corrections, in the same order, and which of them were corrected (B,)."""
         ever = torch.zeros(len(batch), dtype=torch.bool)
         was_training = self.student.training
         self.student.eval()
@@ -152,8 +150,7 @@ class Reviser:
             batch, found = self._once(batch)
             ever |= found
         self.student.train(was_training)
-        self.revised += int(ever.sum())
-        return batch
+        return batch, ever
 
     def _once(self, batch: TextBatch) -> tuple[TextBatch, Tensor]:
         tokens = self.task.tokens(self.student, batch)
@@ -247,26 +244,27 @@ def effect(reviser: Reviser, count: int) -> dict[str, float]:
     checked, ``exact_match_drafts`` and ``exact_match_revised``. ``*_revision_gain`` are revised minus drafts, or minus
     the teacher for ``distinct_2``.
     """
-    task, texts, rises = reviser.task, [[], [], []], []
+    task, texts, rises, corrected_rows = reviser.task, [[], [], []], [], []
     test = task.split("test")
     rows = torch.randperm(len(test), generator=task.generator("revision/probes"))[:count]
     with unmetered(task):
         for part in rows.split(task.spec.evaluation.batch_size):
             prompts = task.prompts_of("test", part)
             drafts = reviser.write(prompts, reviser.student, reviser.max_new)
-            revised = reviser.revise(drafts)
+            revised, found = reviser.revise(drafts)
+            corrected_rows += found.tolist()
             teachers = reviser.write(prompts, task.teacher(), reviser.max_new)
             gain = mean_logprob(task, revised) - mean_logprob(task, drafts)
             rises += gain[gain != 0].tolist()
-            for found, batch in zip(texts, (drafts, revised, teachers), strict=True):
+            for some, batch in zip(texts, (drafts, revised, teachers), strict=True):
                 responses = [row.labels[row.labels != IGNORE] for row in rows_of(batch)]
-                found += task.tokenizer.batch_decode(responses, skip_special_tokens=True)
+                some += task.tokenizer.batch_decode(responses, skip_special_tokens=True)
     names = ("drafts", "revised", "teacher")
     values = {
         f"distinct_2_{name}": distinct([text.split() for text in some]) for name, some in zip(names, texts, strict=True)
     }
     values["distinct_2_revision_gain"] = values["distinct_2_revised"] - values["distinct_2_teacher"]
-    values["revised_share"] = reviser.revised / max(1, reviser.written)
+    values["revised_share"] = float(np.mean(corrected_rows))
     values["loglik_rise_share"] = float(np.mean(np.array(rises) > 0)) if rises else 0.0
     if task.spec.data.kind == "instruct":
         items = [test.rows[row] for row in rows.tolist()]

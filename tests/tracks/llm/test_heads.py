@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from kdbench.losses.divergences import fkl, jsd
-from kdbench.tracks.llm import heads
+from kdbench.tracks.llm import evaluate, heads
+from kdbench.tracks.llm.evaluate import forced
 from kdbench.training.distill import distillation_loss, hard_loss
 
 
@@ -76,3 +77,18 @@ def test_what_is_small_or_not_linear_is_held_whole(make_task, monkeypatch):
     assert task.large(model, batch) is None
     classifier = make_task("classify-reviews")
     assert classifier.large(classifier.student(), next(iter(classifier.train_loader()))) is None
+
+
+def test_evaluation_takes_large_batches_in_pieces(make_task, monkeypatch):
+    task = make_task("text")
+    model, sequences = task.student(), task.split("val").sequences
+    whole = forced(model, sequences.batches(8, "val"), task.device, task.scored_teacher)
+    sizes = []
+    model.lm_head.register_forward_hook(lambda module, given, logits: sizes.append(logits.numel()))
+    monkeypatch.setattr(evaluate, "LARGE", 3 * sequences.ids.shape[1] * model.config.vocab_size)
+    found = forced(model, sequences.batches(8, "val"), task.device, task.scored_teacher)
+    assert len(sizes) == 3
+    assert max(sizes) < evaluate.LARGE
+    assert found.row.tolist() == whole.row.tolist()
+    assert found.nll == pytest.approx(whole.nll, rel=1e-5)
+    assert found.forward_kl == pytest.approx(whole.forward_kl, rel=1e-4)

@@ -61,11 +61,12 @@ def test_what_follows_the_correction_is_written_anew(task):
     prompts = task.prompts("train", 12, task.generator("probe"))
     drafts = writer.write(prompts, writer.student, MAX_NEW)
     writer.choices.manual_seed(3)
-    revised = writer.revise(drafts)
+    revised, corrected = writer.revise(drafts)
     tokens = task.tokens(writer.student, drafts)
     chosen = chosen_by_teacher(tokens, "sample", torch.Generator().manual_seed(3))
     places = worst_errors(tokens, chosen)
-    assert writer.revised == sum(place >= 0 for place in places) > 0
+    assert corrected.tolist() == [place >= 0 for place in places]
+    assert corrected.any()
     chosen = chosen.split(torch.bincount(tokens.sequence).tolist())
     eos, regenerated = task.tokenizer.eos_token_id, 0
     for prompt, place, choices, before, after in zip(
@@ -92,21 +93,24 @@ def test_without_regeneration_the_rest_stays(task):
     writer = reviser(task, sequence="substitute", temperature=1.0)
     drafts = writer.write(task.prompts("train", 12, task.generator("probe")), writer.student, MAX_NEW)
     changed = 0
-    for before, after in zip(responses(drafts), responses(writer.revise(drafts)), strict=True):
+    revised, corrected = writer.revise(drafts)
+    for before, after in zip(responses(drafts), responses(revised), strict=True):
         differ = [a != b for a, b in zip(before, after, strict=False)]
         assert sum(differ) <= 1
         assert len(after) == (len(before) if after[-1] != task.tokenizer.eos_token_id else len(after))
         changed += sum(differ)
-    assert changed == writer.revised > 0
+    assert changed == int(corrected.sum()) > 0
 
 
 def test_a_student_that_writes_as_the_teacher_is_not_corrected(task):
-    writer = Reviser(task, task.teacher(trainable=True), max_new=MAX_NEW, temperature=0.0)
-    writer(6)
-    assert (writer.written, writer.revised) == (6, 0)
-    raw = reviser(task, sequence="raw")
-    raw(6)
-    assert raw.revised == 0
+    for writer in (
+        Reviser(task, task.teacher(trainable=True), max_new=MAX_NEW, temperature=0.0),
+        reviser(task, sequence="raw"),
+    ):
+        drafts = writer.drafts(6, "train")
+        revised, corrected = writer.revise(drafts)
+        assert responses(revised) == responses(drafts)
+        assert not corrected.any()
 
 
 def test_more_corrections_bring_more_of_the_teacher(task):
@@ -114,7 +118,7 @@ def test_more_corrections_bring_more_of_the_teacher(task):
     agreement = []
     for count in (1, 4):
         writer = reviser(task, corrections=count)
-        batch = writer.revise(writer.write(prompts, writer.student, MAX_NEW))
+        batch, _ = writer.revise(writer.write(prompts, writer.student, MAX_NEW))
         tokens = task.tokens(writer.student, batch)
         agreement.append(float((tokens.teacher.argmax(-1) == tokens.targets).float().mean()))
     assert agreement[1] > agreement[0]
