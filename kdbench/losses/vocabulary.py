@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from kdbench.losses.divergences import Divergence
 from kdbench.losses.slopes import Pool, with_slope
 
-BLOCK = 1 << 24
+BLOCK = 3 << 22
 """Most logits of a block on the CPU."""
 
 Parts = Mapping[str, Tensor]
@@ -64,7 +64,7 @@ class Head:
 
 
 def block(vocabulary: int, device: torch.device) -> int:
-    """Positions of a block: logits of at most 64 MiB in float32 on the CPU, of 512 MiB elsewhere."""
+    """Positions of a block: logits of at most 48 MiB in float32 on the CPU, of 384 MiB elsewhere."""
     if device.type == "cpu":
         return max(1, min(256, BLOCK // vocabulary))  # more rows than this make products no faster
     return max(1, 8 * BLOCK // vocabulary)

@@ -7,7 +7,7 @@ Sequences, tokens and spans are revised before the student learns from them:
   writes the rest anew from t* + 1. A pool of such sequences, refreshed every ``refresh`` steps, gives a ``share`` of
   the batches, the ground truth the others;
 * **tokens** (DAC-KL, distribution adaptive clipping). A small network reads the largest probabilities of p_t and q_t
-  and gives two quantiles l < u of the teacher's mass. What lies outside is clipped through a soft gate on both sides,
+  and gives two quantiles l < u of the teacher's mass. Logits outside are clipped to its borders through a soft gate,
   the most probable token stays, and the loss is KL(p_clip || q_clip). Its gradient trains the small network together
   with the student. At l = 0, u = 1 it is the forward KL;
 * **spans**. For neighbouring tokens of one span (phrase, name, number, expression), c_t = p_t * p_t+1 by element, and
@@ -151,8 +151,8 @@ class MultiGranularityRevisionParams(Params):
     low: float = Field(0.02, ge=0, lt=1, description="lower quantile of the teacher's mass: at the start, or fixed")
     high: float = Field(0.98, gt=0, le=1, description="upper quantile")
     least: float = Field(0.8, ge=0, lt=1, description="mass between learned quantiles; low, 1 - high < (1 - least) / 2")
-    clip: Literal["cut", "border"] = Field(
-        "cut", description="tokens outside are taken away, or get the logit of the border they are beyond"
+    clip: Literal["border", "cut"] = Field(
+        "border", description="tokens outside get the logit of the border they are beyond, or are taken away"
     )
     softness: float = Field(0.5, gt=0, le=10, description="of the border, in log-odds of the teacher's mass")
     keep_top: bool = Field(True, description="the teacher's most probable token is always inside")

@@ -49,7 +49,7 @@ def test_each_variant_learns_something_else(run):
     variants = [
         {},
         {"sequence": "substitute", "choice": "sample", "corrections": 2},
-        {"sequence": "raw", "clip": "border"},
+        {"sequence": "raw", "clip": "cut"},
         {"sequence": "teacher", "spans": "anywhere"},
         {"span_weight": 50.0},
     ]
