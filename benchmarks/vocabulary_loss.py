@@ -32,7 +32,7 @@ WAYS = {"plain": None, "kdbench": None, "TRL": "trl", "TRL chunked": "trl", "Lig
 """Ways to take a step, with the package that each needs."""
 SHARED = ("fkl", "rkl", "jsd")
 """Losses that the peers have, too."""
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest relative error of a gradient, by the norm of the difference."""
 PEAK, TIME = 0.25, 1.0
 """Limits of kdbench's memory and time, as parts of the plain formula's; memory at 128k tokens and more."""
