@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kdbench.conformance.interrupting import curve, meters, run_in_two
 from kdbench.job import Job, Outcome
 from kdbench.registry import Registry, discover
 from kdbench.worker import run_job
@@ -30,32 +31,54 @@ def registry() -> Registry:
     return discover()
 
 
+def job_of(registry: Registry, slug: str, task: str, seed: int, overrides: Any, params: Mapping[str, Any]) -> Job:
+    """A job of a method of the track on a smoke task."""
+    method, spec = registry.method(f"llm/{slug}"), registry.task(f"llm/{task}", "smoke", overrides)
+    return Job(
+        method=method.key,
+        method_digest=method.digest,
+        params=method.canonical(params),
+        task=spec.name,
+        spec=spec.identity(),
+        seed=seed,
+        track_version=registry.tracks["llm"].version,
+        method_file=method.path,
+        module=method.module,
+    )
+
+
+@pytest.fixture
+def interrupted(registry: Registry, tmp_path: Path) -> Callable[..., tuple[Outcome, Outcome]]:
+    """``interrupted(slug, task, after, overrides={}, **params)`` runs a job twice, once with a stop at step ``after``.
+
+    Fails unless both end alike. Their folders are ``whole`` and ``again`` of ``tmp_path``.
+    """
+
+    def job(slug: str, task: str, after: int, overrides: Any = None, **params: Any) -> tuple[Outcome, Outcome]:
+        made = job_of(registry, slug, task, 0, overrides, params).model_copy(update={"checkpoint_every": None})
+        whole = run_job(made, tmp_path / "whole")
+        assert whole.status == "ok", whole.error
+        again, stopped = run_in_two(made.model_copy(update={"checkpoint_every": 600}), tmp_path / "again", after)
+        assert stopped == after
+        assert (again.metrics, again.extra, meters(again)) == (whole.metrics, whole.extra, meters(whole))
+        assert curve(tmp_path / "again") == curve(tmp_path / "whole")
+        return whole, again
+
+    return job
+
+
 @pytest.fixture
 def run(registry: Registry, tmp_path: Path) -> Callable[..., Result]:
     """``run(slug, task, seed=0, overrides={}, **params)``; fails unless the job succeeds."""
     count = iter(range(100))
 
     def job(slug: str, task: str, seed: int = 0, overrides: Mapping[str, Any] | None = None, **params: Any) -> Result:
-        method, spec = registry.method(f"llm/{slug}"), registry.task(f"llm/{task}", "smoke", overrides)
         folder = tmp_path / f"job{next(count)}"
         folder.mkdir()
-        outcome = run_job(
-            Job(
-                method=method.key,
-                method_digest=method.digest,
-                params=method.canonical(params),
-                task=spec.name,
-                spec=spec.identity(),
-                seed=seed,
-                track_version=registry.tracks["llm"].version,
-                method_file=method.path,
-                module=method.module,
-            ),
-            folder,
-        )
+        outcome = run_job(job_of(registry, slug, task, seed, overrides, params), folder)
         assert outcome.status == "ok", outcome.error
-        curve = folder / "curve.jsonl"
-        rows = [json.loads(line) for line in curve.read_text().splitlines()] if curve.exists() else []
+        file = folder / "curve.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         return Result(outcome, rows)
 
     return job

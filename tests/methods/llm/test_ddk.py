@@ -7,11 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from kdbench.conformance.interrupting import curve, meters, run_in_two
 from kdbench.errors import JobError
-from kdbench.job import Job
 from kdbench.tracks.llm.task import LLMTask
-from kdbench.worker import run_job
 from kdbench_methods.llm.ddk import DdkParams, factor, log_discrepancy, smooth_update, train, variation
 
 STEPS = {"limits": {"steps": 8}}
@@ -161,27 +158,8 @@ def test_continued_pre_training_asks_no_teacher(run):
     assert min(other.column("kd")) > 0
 
 
-def test_what_was_interrupted_ends_as_if_it_had_not_been(registry, tmp_path):
-    method = registry.method("llm/ddk")
-    spec = registry.task("llm/text", "smoke", {"limits": {"steps": 12}})
-    job = Job(
-        method=method.key,
-        method_digest=method.digest,
-        params=method.canonical({"intervals": 6}),
-        task=spec.name,
-        spec=spec.identity(),
-        seed=0,
-        track_version=registry.tracks["llm"].version,
-        method_file=method.path,
-        module=method.module,
-        checkpoint_every=None,
-    )
-    whole = run_job(job, tmp_path / "whole")
-    assert whole.status == "ok", whole.error
-    again, stopped = run_in_two(job.model_copy(update={"checkpoint_every": 600}), tmp_path / "again", 7)
-    assert stopped == 7
-    assert (again.metrics, again.extra, meters(again)) == (whole.metrics, whole.extra, meters(whole))
-    assert curve(tmp_path / "again") == curve(tmp_path / "whole")
+def test_what_was_interrupted_ends_as_if_it_had_not_been(interrupted, tmp_path):
+    interrupted("ddk", "text", 7, {"limits": {"steps": 12}}, intervals=6)
     tables = [json.loads((tmp_path / name / "artifacts/domains.json").read_text()) for name in ("whole", "again")]
     assert tables[0] == tables[1]
     assert sum(tables[0]["drawn"]) == 12 * 4

@@ -7,14 +7,11 @@ import json
 import pytest
 import torch
 
-from kdbench.conformance.interrupting import curve, meters, run_in_two
 from kdbench.errors import JobError, UsageError
-from kdbench.job import Job
 from kdbench.losses.divergences import fkl
 from kdbench.tracks.llm.models import targets_of
 from kdbench.tracks.llm.soft_prefix import cut_rows
 from kdbench.tracks.llm.task import LLMTask
-from kdbench.worker import run_job
 from kdbench_methods.llm.mend import MendParams, build, distance, text_cuts, train
 
 
@@ -116,26 +113,8 @@ def test_ordinary_methods_run_on_few_shot_tasks(run):
         assert 0 <= run(slug, "icl").outcome.metrics["accuracy"] <= 1
 
 
-def test_what_was_interrupted_ends_as_if_it_had_not_been(registry, tmp_path):
-    method, spec = registry.method("llm/mend"), registry.task("llm/icl", "smoke", {"limits": {"steps": 8}})
-    job = Job(
-        method=method.key,
-        method_digest=method.digest,
-        params=method.canonical({}),
-        task=spec.name,
-        spec=spec.identity(),
-        seed=0,
-        track_version=registry.tracks["llm"].version,
-        method_file=method.path,
-        module=method.module,
-        checkpoint_every=None,
-    )
-    whole = run_job(job, tmp_path / "whole")
-    assert whole.status == "ok", whole.error
-    again, stopped = run_in_two(job.model_copy(update={"checkpoint_every": 600}), tmp_path / "again", 6)
-    assert stopped == 6
-    assert (again.metrics, again.extra, meters(again)) == (whole.metrics, whole.extra, meters(whole))
-    assert curve(tmp_path / "again") == curve(tmp_path / "whole")
+def test_what_was_interrupted_ends_as_if_it_had_not_been(interrupted):
+    interrupted("mend", "icl", 6, {"limits": {"steps": 8}})
 
 
 def test_what_cannot_be_is_refused(registry, task, tmp_path):

@@ -6,10 +6,6 @@ import zlib
 
 import pytest
 
-from kdbench.conformance.interrupting import curve, meters, run_in_two
-from kdbench.job import Job
-from kdbench.worker import run_job
-
 CASES = {
     "gkd": {"seq_kd": True},
     "imitkd": {},
@@ -26,28 +22,12 @@ STEPS = {"limits": {"steps": 20}, "recipe": {"batch_size": 16}}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_was_interrupted_ends_as_if_it_had_not_been(registry, tmp_path, case):
-    method = registry.method(f"llm/{case.split()[0]}")
+def test_what_was_interrupted_ends_as_if_it_had_not_been(registry, interrupted, case):
+    slug = case.split()[0]
+    known = registry.method(f"llm/{slug}").canonical({})
     params = {"steps_fraction": 1.0, "max_new": 4, **CASES[case]}
-    known = method.canonical({})
-    spec = registry.task("llm/instruct", "smoke", STEPS)
-    job = Job(
-        method=method.key,
-        method_digest=method.digest,
-        params=method.canonical({name: value for name, value in params.items() if name in known}),
-        task=spec.name,
-        spec=spec.identity(),
-        seed=0,
-        track_version=registry.tracks["llm"].version,
-        method_file=method.path,
-        module=method.module,
-        checkpoint_every=None,
-    )
-    whole = run_job(job, tmp_path / "whole")
-    assert whole.status == "ok", whole.error
     after = 2 + zlib.crc32(case.encode()) % 14
-    again, stopped = run_in_two(job.model_copy(update={"checkpoint_every": 600}), tmp_path / "again", after)
-    assert stopped == after
-    assert (again.metrics, again.extra, meters(again)) == (whole.metrics, whole.extra, meters(whole))
-    assert curve(tmp_path / "again") == curve(tmp_path / "whole")
+    _, again = interrupted(
+        slug, "instruct", after, STEPS, **{name: value for name, value in params.items() if name in known}
+    )
     assert again.provenance["resumed"][0]["step"] < 20

@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench.conformance.interrupting import curve, meters, run_in_two
-from kdbench.job import Job
 from kdbench.tracks.llm.completions import Passes
 from kdbench.tracks.llm.data.encoding import pack
 from kdbench.training.curves import power_law, rise_while_falling, setback, turning_point
-from kdbench.worker import run_job
 
 OPTIONS = {"teacher_layers": 1, "teacher_width": 16, "max_new": 4, "watched": 4, "prompts": 6, "points": 3}
 
@@ -118,24 +115,6 @@ def test_the_teacher_has_four_heads(run):
 
 
 @pytest.mark.parametrize("data", ["online_teacher", "online_student"])
-def test_what_was_interrupted_ends_as_if_it_had_not_been(registry, tmp_path, data):
-    method = registry.method("llm/teacher_hacking")
-    spec = registry.task("llm/instruct", "smoke", {"limits": {"steps": 8}})
-    job = Job(
-        method=method.key,
-        method_digest=method.digest,
-        params=method.canonical({**OPTIONS, "data": data, "sft_share": 0.0}),
-        task=spec.name,
-        spec=spec.identity(),
-        seed=0,
-        track_version=registry.tracks["llm"].version,
-        method_file=method.path,
-        module=method.module,
-        checkpoint_every=None,
-    )
-    whole = run_job(job, tmp_path / "whole")
-    assert whole.status == "ok", whole.error
-    again, stopped = run_in_two(job.model_copy(update={"checkpoint_every": 600}), tmp_path / "again", 5)
-    assert stopped == 5
-    assert (again.metrics, again.extra, meters(again)) == (whole.metrics, whole.extra, meters(whole))
-    assert curve(tmp_path / "again") == curve(tmp_path / "whole")
+def test_what_was_interrupted_ends_as_if_it_had_not_been(interrupted, data):
+    params = {**OPTIONS, "data": data, "sft_share": 0.0}
+    interrupted("teacher_hacking", "instruct", 5, {"limits": {"steps": 8}}, **params)
