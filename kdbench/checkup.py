@@ -29,6 +29,7 @@ EXTRAS = {
     "dev": "tests and linters of kdbench itself",
     "docs": "the pages of docs/, with make docs",
     "gpu": "memory and other users of NVIDIA GPUs, without starting CUDA",
+    "quantize": "teachers with weights in 8 or 4 bits",
     "ray": "executor: ray",
     "report": "kdbench report",
 }

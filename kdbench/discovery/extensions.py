@@ -16,7 +16,7 @@ from kdbench.discovery.sources import Candidate, ObjectCandidate
 from kdbench.errors import did_you_mean
 from kdbench.hookspecs import PROJECT, ContributionHooks, EventHooks
 
-CORE = ("kdbench.tracks", "kdbench.tracks.llm.autodistiller", "kdbench.shipped")
+CORE = ("kdbench.tracks", "kdbench.shipped")
 """Parts of kdbench that are extensions like any other, and light to import."""
 EXECUTORS = ("kdbench.schedule.local", "kdbench.schedule.ray")
 """As :data:`CORE`, but imported only where a run needs an executor."""

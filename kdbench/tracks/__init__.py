@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from kdbench import hookimpl
 from kdbench.track import Track
@@ -13,3 +14,11 @@ from kdbench.tracks.vision import TRACK as VISION
 @hookimpl
 def kdbench_tracks() -> Sequence[Track]:
     return VISION, LLM
+
+
+@hookimpl
+def kdbench_report_sections(results: Path) -> Mapping[str, str]:
+    """What the tracks add to a page: the study of distillation pipelines, where there are some."""
+    from kdbench.tracks.llm.autodistiller import sections
+
+    return sections(results)

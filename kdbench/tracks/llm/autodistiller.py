@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import UsageError
-from kdbench.hookspecs import hookimpl
 from kdbench.spec import digest
 
 if TYPE_CHECKING:
@@ -157,9 +156,8 @@ def study(results: str | Path) -> dict[str, Any]:
     }
 
 
-@hookimpl
-def kdbench_report_sections(results: Path) -> Mapping[str, str]:
-    """The study, where the folder has pipelines of several tasks."""
+def sections(results: Path) -> Mapping[str, str]:
+    """The study as a section of a page, where the folder has pipelines of several tasks."""
     if len({row["task"] for row in collect(results)}) < 2:
         return {}
     found = study(results)

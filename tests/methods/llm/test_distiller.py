@@ -15,8 +15,8 @@ from kdbench.tracks.llm.autodistiller import (
     SPACE,
     alike,
     collect,
-    kdbench_report_sections,
     numbered,
+    sections,
     study,
     updates,
 )
@@ -129,7 +129,7 @@ def test_a_study_finds_the_slot_that_matters_and_recommends_what_is_good_elsewhe
         assert shares["intermediate"] > 0.5 > max(shares[slot] for slot in SPACE if slot != "intermediate")
         assert str(advice["chosen"]["intermediate"]).startswith("mi")
         assert advice["regret"] < 0.02 < advice["random_regret"]
-    text = kdbench_report_sections(results)["Distillation pipelines"]
+    text = sections(results)["Distillation pipelines"]
     assert "| llm/two |" in text
 
 
@@ -151,6 +151,6 @@ def test_variants_of_a_task_are_told_apart(results):
 
 
 def test_one_task_has_nothing_to_learn_from(tmp_path):
-    assert kdbench_report_sections(tmp_path) == {}
+    assert sections(tmp_path) == {}
     with pytest.raises(UsageError, match="pipelines of 0 task"):
         study(tmp_path)
