@@ -77,7 +77,7 @@ def encoded(task: LLMTask, name: str, tokenizer: Any) -> Sequences:
     """A split under a tokenizer, row by row, of exactly the texts that the task knows."""
     split = task.split(name)
     if split.kind is not Item:
-        return task.reencode([row.text for row in split.rows], tokenizer)
+        return task.kind.encode_rows(split.rows, tokenizer)
     return task.kind.same_tokens(task, split, tokenizer)
 
 

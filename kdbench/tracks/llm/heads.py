@@ -90,7 +90,9 @@ def large_batch(task: LLMTask, model: nn.Module, batch: TextBatch, *, teacher: b
     """Forwards of a large batch, with the teacher's where asked; None where the batch is small or a model unsuited."""
     if task.classifies or (parts := linear_head(model)) is None:
         return None
-    if int(batch.scored.sum()) * parts[1].weight.shape[0] < LARGE:
+    vocabulary = parts[1].weight.shape[0]
+    # most batches are small whatever they score: only the others are counted
+    if batch.labels.numel() * vocabulary < LARGE or int(batch.scored.sum()) * vocabulary < LARGE:
         return None
     live = teacher and task.spec.outputs is None
     if live and linear_head(task.teacher()) is None:

@@ -28,7 +28,8 @@ from kdbench.training.replay import ReplayBuffer, Row, batch_of, rows_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kdbench.tracks.llm.task import LLMTask, TokenLogits
+    from kdbench.tracks.llm.batches import TokenLogits
+    from kdbench.tracks.llm.task import LLMTask
 
 Choice = Literal["argmax", "sample"]
 Sequence = Literal["scrg", "substitute", "raw", "teacher"]

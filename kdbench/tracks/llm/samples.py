@@ -7,7 +7,8 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
-from kdbench.tracks.llm.task import LLMTask, TokenLogits
+from kdbench.tracks.llm.batches import TokenLogits
+from kdbench.tracks.llm.task import LLMTask
 
 
 def chosen(tokens: TokenLogits, rows: Tensor | slice) -> TokenLogits:

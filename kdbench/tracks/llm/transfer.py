@@ -12,7 +12,6 @@ from torch import nn
 from kdbench.errors import UsageError, did_you_mean
 from kdbench.tracks.llm.alignment import transplant
 from kdbench.tracks.llm.chunks import states_and_logits
-from kdbench.tracks.llm.data.encoding import encode_pairs
 from kdbench.tracks.llm.data.instruct import Item
 from kdbench.tracks.llm.models import targets_of, token_nll
 from kdbench.tracks.llm.tokenizers import SIZES, train, wrap
@@ -71,12 +70,8 @@ def rewritten(
 def bits_per_byte(task: LLMTask, models: Sequence[nn.Module], tokenizer: Any) -> float:
     """Of the test data (of instructions the responses), for the averaged probabilities of models of one tokenizer."""
     split = task.split("test")
-    if split.kind is Item:
-        texts = [item.response for item in split.rows]
-        sequences = encode_pairs([item.prompt for item in split.rows], texts, tokenizer, 1 << 20)[0]
-    else:
-        texts = [row.text for row in split.rows]
-        sequences = task.reencode(texts, tokenizer)
+    texts = [row.response if split.kind is Item else row.text for row in split.rows]
+    sequences = task.kind.encode_rows(split.rows, tokenizer)
     total = 0.0
     for batch in sequences.batches(task.spec.evaluation.batch_size, "test"):
         batch = batch.to(task.device)

@@ -220,7 +220,7 @@ def kept_sequences(task, kept, tokenizer):
     split = task.split("train")
     if tokenizer is task.tokenizer:
         return split.sequences.rows(torch.from_numpy(kept))
-    return task.reencode([split.rows[row].text for row in kept], tokenizer)
+    return task.kind.encode_rows([split.rows[row] for row in kept], tokenizer)
 
 
 @hookimpl

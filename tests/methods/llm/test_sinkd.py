@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kdbench.losses.divergences import tvd
+from kdbench.tracks.llm.batches import TokenLogits
 from kdbench.tracks.llm.outputs import top_events
-from kdbench.tracks.llm.task import TokenLogits
 from kdbench_methods.llm.sinkd import SinkdParams, bias, distance
 
 

@@ -152,7 +152,7 @@ def test_another_tokenizer_is_scored_on_the_same_text(make_task):
     task = make_task("text")
     tokenizer = task.local_tokenizer("bytes")
     student = task.new_student(Net(family="gpt2", layers=1, width=16, heads=2), tokenizer)
-    sequences = task.reencode(task.train_texts(), tokenizer)
+    sequences = task.kind.encode_rows(task.split("train").rows, tokenizer)
     task.fit(student, lambda model, batch: task.nll(model, batch).mean(), loader=task.loader(sequences))
     assert task.validate(student)["loss"] > 0
     task.phase = "evaluate"
