@@ -19,6 +19,6 @@ def kdbench_tracks() -> Sequence[Track]:
 @hookimpl
 def kdbench_report_sections(results: Path) -> Mapping[str, str]:
     """What the tracks add to a page: the study of distillation pipelines, where there are some."""
-    from kdbench.tracks.llm.autodistiller import sections
+    from kdbench.tracks.llm.blocks.autodistiller import sections
 
     return sections(results)

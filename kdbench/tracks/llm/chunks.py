@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from kdbench.losses.binarised import EPS
 from kdbench.losses.divergences import log_softmax
-from kdbench.tracks.llm.alignment import Alignment, chunk_align, starts_word, vocabulary_bytes
+from kdbench.tracks.llm.blocks.alignment import Alignment, chunk_align, starts_word, vocabulary_bytes
 from kdbench.tracks.llm.data.encoding import Sequences, TextBatch
 from kdbench.tracks.llm.data.instruct import Item
-from kdbench.tracks.llm.models import body_and_head, targets_of
+from kdbench.tracks.llm.networks.models import body_and_head, targets_of
 from kdbench.tracks.llm.outputs import weights_digest
 from kdbench.tracks.llm.spec import Hub
 

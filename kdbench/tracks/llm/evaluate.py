@@ -16,8 +16,8 @@ from kdbench.tracks.llm.data.encoding import Sequences, TextBatch, encode
 from kdbench.tracks.llm.data.instruct import Item
 from kdbench.tracks.llm.generation import Responses, generate
 from kdbench.tracks.llm.heads import LARGE
-from kdbench.tracks.llm.models import scored_logits, targets_of, token_nll
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
+from kdbench.tracks.llm.networks.models import scored_logits, targets_of, token_nll
+from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from kdbench.losses.tokens import IGNORE
 from kdbench.tracks.llm.data.encoding import TextBatch
-from kdbench.tracks.llm.models import body_and_head
+from kdbench.tracks.llm.networks.models import body_and_head
 
 
 @dataclass

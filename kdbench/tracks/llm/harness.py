@@ -34,8 +34,8 @@ from kdbench.tracks.llm.data.instruct import split_of, template
 from kdbench.tracks.llm.data.knowledge import RELATIONS, STATEMENTS, VALUES, Knowledge
 from kdbench.tracks.llm.data.specs import InstructData, TextData
 from kdbench.tracks.llm.evaluate import respond
-from kdbench.tracks.llm.models import scored_logits, targets_of
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
+from kdbench.tracks.llm.networks.models import scored_logits, targets_of
+from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
 
 if TYPE_CHECKING:
     from kdbench.tracks.llm.task import LLMTask

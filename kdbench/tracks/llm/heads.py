@@ -16,7 +16,7 @@ from kdbench.losses.divergences import Divergence
 from kdbench.losses.tokens import Reduction, reduce_tokens
 from kdbench.losses.vocabulary import Head, chunked_divergence, chunked_loss
 from kdbench.tracks.llm.data.encoding import TextBatch
-from kdbench.tracks.llm.models import body_and_head, targets_of, token_nll
+from kdbench.tracks.llm.networks.models import body_and_head, targets_of, token_nll
 from kdbench.tracks.llm.outputs import bucketed
 
 if TYPE_CHECKING:

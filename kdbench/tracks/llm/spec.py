@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 
 from kdbench.errors import Problem
 from kdbench.spec import SpecModel, TaskSpec, digest
-from kdbench.tracks.llm import smollm
 from kdbench.tracks.llm.data.specs import Data, HubInstructData, HubTextData
+from kdbench.tracks.llm.networks import smollm
 
 # --- data ------------------------------------------------------------------------------------------------------------
 

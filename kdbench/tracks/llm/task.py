@@ -16,7 +16,7 @@ from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError
 from kdbench.losses.tokens import IGNORE
 from kdbench.task import Scores, Task, seed_of
-from kdbench.tracks.llm import TRACK, gap, models, scoring, teachers
+from kdbench.tracks.llm import TRACK, gap, scoring
 from kdbench.tracks.llm.batches import Loader, TokenLogits
 from kdbench.tracks.llm.data.cpython import Document
 from kdbench.tracks.llm.data.encoding import Sequences, TextBatch
@@ -24,8 +24,9 @@ from kdbench.tracks.llm.data.instruct import Item
 from kdbench.tracks.llm.data.prepared import Prepared
 from kdbench.tracks.llm.generation import Prompts, as_batch, generate
 from kdbench.tracks.llm.kinds.base import Kind, Split
+from kdbench.tracks.llm.networks import models, teachers
+from kdbench.tracks.llm.networks.tokenizers import pad_id
 from kdbench.tracks.llm.spec import OUTPUT_SPLITS, Hub, LLMSpec, Net, SmolLM2
-from kdbench.tracks.llm.tokenizers import pad_id
 
 
 class LLMTask(Task):
@@ -51,11 +52,11 @@ class LLMTask(Task):
     def _data(self) -> Prepared:
         tokenizer = None
         if isinstance(self.spec.teacher, Hub):
-            from kdbench.tracks.llm.hf import load_tokenizer
+            from kdbench.tracks.llm.networks.hf import load_tokenizer
 
             tokenizer = load_tokenizer(self.spec.teacher)
         elif isinstance(self.spec.teacher, SmolLM2):
-            from kdbench.tracks.llm.smollm import load_tokenizer as load_smollm_tokenizer
+            from kdbench.tracks.llm.networks.smollm import load_tokenizer as load_smollm_tokenizer
 
             tokenizer = load_smollm_tokenizer(self.cache)
         return Prepared(self.spec, self.cache, tokenizer)
@@ -128,7 +129,7 @@ class LLMTask(Task):
     def student_tokenizer(self) -> Any:
         """What the student reads: its own tokenizer where the task says ``own_tokenizer``, else the task's."""
         if isinstance(self.spec.student, Hub) and self.spec.student.own_tokenizer:
-            from kdbench.tracks.llm.hf import load_tokenizer
+            from kdbench.tracks.llm.networks.hf import load_tokenizer
 
             return load_tokenizer(self.spec.student)
         return self.tokenizer
@@ -155,10 +156,10 @@ class LLMTask(Task):
         from transformers import AutoConfig
 
         if isinstance(self.spec.teacher, SmolLM2):
-            from kdbench.tracks.llm.smollm import converted
+            from kdbench.tracks.llm.networks.smollm import converted
 
             return int(AutoConfig.from_pretrained(converted(self.cache)).vocab_size)
-        from kdbench.tracks.llm.hf import local_or_hub
+        from kdbench.tracks.llm.networks.hf import local_or_hub
 
         hub = self.spec.teacher
         config = AutoConfig.from_pretrained(
@@ -169,7 +170,7 @@ class LLMTask(Task):
     def build_student(self) -> nn.Module:
         student = self.spec.student
         if isinstance(student, Hub):
-            from kdbench.tracks.llm.hf import load_model
+            from kdbench.tracks.llm.networks.hf import load_model
 
             model = load_model(student, self.device, trainable=True)
             return self.adopt(model, self.student_tokenizer) if student.own_tokenizer else model
@@ -213,11 +214,11 @@ class LLMTask(Task):
     def load_teacher(self) -> nn.Module:
         teacher = self.spec.teacher
         if isinstance(teacher, Hub):
-            from kdbench.tracks.llm.hf import load_model
+            from kdbench.tracks.llm.networks.hf import load_model
 
             return load_model(teacher, self.device, trainable=False)
         if isinstance(teacher, SmolLM2):
-            from kdbench.tracks.llm.smollm import load_model as load_smollm
+            from kdbench.tracks.llm.networks.smollm import load_model as load_smollm
 
             return load_smollm(self.cache)
         return self._load_weights(self._build(teacher), self.teacher_folder())
@@ -479,11 +480,6 @@ class LLMTask(Task):
     def load(self, folder: Path) -> Any:
         """A model that :meth:`save` wrote, on the task's device."""
         import transformers
-
-        import kdbench.tracks.llm.encoder_decoder
-        import kdbench.tracks.llm.positional
-        import kdbench.tracks.llm.soft_prefix
-        import kdbench.tracks.llm.subclasses  # noqa: F401 - they make transformers know their types of network
 
         both_parts = transformers.AutoConfig.from_pretrained(folder).is_encoder_decoder
         auto = getattr(transformers, "AutoModelForSeq2SeqLM" if both_parts else self.kind.auto)

@@ -35,7 +35,8 @@ from kdbench.errors import UsageError
 from kdbench.losses.binarised import BINARISED
 from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import Positions, tok_mean, truncate_pairwise, uld
-from kdbench.tracks.llm.alignment import nearest_tokens
+from kdbench.tracks.llm.blocks.alignment import nearest_tokens
+from kdbench.tracks.llm.blocks.transfer import bits_per_byte, rewritten, tokenizer_named
 from kdbench.tracks.llm.chunks import (
     Sides,
     chunk_facts,
@@ -46,8 +47,7 @@ from kdbench.tracks.llm.chunks import (
     states_and_logits,
 )
 from kdbench.tracks.llm.data.instruct import Item
-from kdbench.tracks.llm.models import last_block, targets_of, token_nll
-from kdbench.tracks.llm.transfer import bits_per_byte, rewritten, tokenizer_named
+from kdbench.tracks.llm.networks.models import last_block, targets_of, token_nll
 from kdbench.training.gradients import balanced
 
 PAPER = Paper(

@@ -36,7 +36,7 @@ from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.errors import JobError
 from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import tok_mean
-from kdbench.tracks.llm.domains import MixtureLoader, domain_losses, model_nll, rows_by_domain, teacher_nll
+from kdbench.tracks.llm.blocks.domains import MixtureLoader, domain_losses, model_nll, rows_by_domain, teacher_nll
 from kdbench.tracks.llm.scoring import scored_tokens
 from kdbench.training.mixtures import Mixture
 from kdbench.training.state import Values

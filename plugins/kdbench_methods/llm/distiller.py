@@ -21,7 +21,7 @@ successive halving (``halving``), for ``search_steps`` times the task's steps in
 winner is trained like any other. ``evaluate`` adds the ratio of student to teacher, the shares of the validation
 score's variance that each slot explains among the candidates (functional ANOVA of a forest), and the quality of the
 estimator on Gaussian pairs of known information. ``pipelines.json`` lists what was trained; from the lists of many
-tasks ``kdbench.tracks.llm.autodistiller.study`` recommends pipelines for unseen tasks (AutoDistiller).
+tasks ``kdbench.tracks.llm.blocks.autodistiller.study`` recommends pipelines for unseen tasks (AutoDistiller).
 
 GLUE, SQuAD and pretrained encoders are out of reach at this scale, as is contextual augmentation by a language model.
 """
@@ -36,10 +36,10 @@ from kdbench.errors import UsageError
 from kdbench.losses.divergences import ce_soft
 from kdbench.losses.information import estimator_quality
 from kdbench.losses.logits import widen
-from kdbench.tracks.llm.augment import Augmenter, pooled
-from kdbench.tracks.llm.autodistiller import ARTIFACT, SPACE, features, importance, point_of, updates
-from kdbench.tracks.llm.models import token_nll
-from kdbench.tracks.llm.taps import ready
+from kdbench.tracks.llm.blocks.augment import Augmenter, pooled
+from kdbench.tracks.llm.blocks.autodistiller import ARTIFACT, SPACE, features, importance, point_of, updates
+from kdbench.tracks.llm.networks.models import token_nll
+from kdbench.tracks.llm.networks.taps import ready
 from kdbench.training.halving import sample_product, successive_halving, winner
 from kdbench.training.intermediate import LayerMatch
 from kdbench.training.selection import per_class

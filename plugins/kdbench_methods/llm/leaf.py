@@ -34,7 +34,7 @@ import torch
 from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import tok_mean
-from kdbench.tracks.llm.counterfactuals import (
+from kdbench.tracks.llm.blocks.counterfactuals import (
     contexts_of,
     difference,
     flagged,
@@ -45,7 +45,7 @@ from kdbench.tracks.llm.counterfactuals import (
     token_values,
     unit,
 )
-from kdbench.tracks.llm.distraction import attention_on_distractors, detection, resistance
+from kdbench.tracks.llm.blocks.distraction import attention_on_distractors, detection, resistance
 from kdbench.training.loaders import cycle
 
 log = logging.getLogger(__name__)

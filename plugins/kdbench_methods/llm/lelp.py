@@ -33,16 +33,16 @@ from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.losses.divergences import fkl, log_softmax
 from kdbench.losses.subclasses import by_class, class_logits, joint_log_probs
 from kdbench.losses.tokens import tok_mean
-from kdbench.tracks.llm.embeddings import imitate_embeddings, teacher_embeddings
-from kdbench.tracks.llm.models import token_nll
-from kdbench.tracks.llm.pseudo_subclasses import (
+from kdbench.tracks.llm.blocks.embeddings import imitate_embeddings, teacher_embeddings
+from kdbench.tracks.llm.blocks.pseudo_subclasses import (
     all_subclass_logits,
     compare_subclasses,
     find_subclasses,
     share_of_classes,
     split_teacher,
 )
-from kdbench.tracks.llm.subclasses import subclass_logits, with_subclasses
+from kdbench.tracks.llm.blocks.subclasses import subclass_logits, with_subclasses
+from kdbench.tracks.llm.networks.models import token_nll
 from kdbench.training.distill import distillation_loss, train_with_divergence
 from kdbench.training.subclasses import Clusters, Directions
 

@@ -11,7 +11,7 @@ query. A small distiller g reads the demonstrations once, followed by m learned 
    same KL.
 
 On a new task g runs once and no gradient is taken; v is kept for all queries of the task. The student of the task is
-g, its teacher is f: the network that is returned is both (:mod:`kdbench.tracks.llm.soft_prefix`).
+g, its teacher is f: the network that is returned is both (:mod:`kdbench.tracks.llm.networks.soft_prefix`).
 
 What the paper compares with is in ``variant``: ``zero_shot`` (f reads the query alone), ``prompt_tuning`` (v fitted to
 each task's demonstrations by gradient descent, without g); vanilla in-context learning is the method ``teacher``.
@@ -35,12 +35,12 @@ from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.errors import JobError, UsageError
 from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import IGNORE, tok_mean
+from kdbench.tracks.llm.blocks.demonstrations import flipped, full_cost, inverted, permuted, prefix_cost
 from kdbench.tracks.llm.data.encoding import encode
 from kdbench.tracks.llm.data.icl import ARROW, SEPARATOR
-from kdbench.tracks.llm.demonstrations import flipped, full_cost, inverted, permuted, prefix_cost
 from kdbench.tracks.llm.kinds.icl import Icl, choices
-from kdbench.tracks.llm.models import body_and_head, token_nll
-from kdbench.tracks.llm.soft_prefix import cut_rows, with_prefix
+from kdbench.tracks.llm.networks.models import body_and_head, token_nll
+from kdbench.tracks.llm.networks.soft_prefix import cut_rows, with_prefix
 
 PAPER = Paper(
     slug="mend",

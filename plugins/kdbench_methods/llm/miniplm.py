@@ -23,7 +23,7 @@ from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.errors import JobError
 from kdbench.losses.divergences import fkl
 from kdbench.task import count_parameters
-from kdbench.tracks.llm.domains import forward_flops, model_nll, row_nll
+from kdbench.tracks.llm.blocks.domains import forward_flops, model_nll, row_nll
 from kdbench.tracks.llm.evaluate import distinct
 from kdbench.tracks.llm.scoring import scored_tokens
 from kdbench.tracks.llm.spec import Net

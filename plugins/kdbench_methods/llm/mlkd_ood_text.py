@@ -34,9 +34,9 @@ from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.errors import UsageError
 from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import tok_mean
-from kdbench.tracks.llm.detection import machine_text
-from kdbench.tracks.llm.models import targets_of, token_nll
-from kdbench.tracks.llm.taps import hidden_taps, ready
+from kdbench.tracks.llm.blocks.detection import machine_text
+from kdbench.tracks.llm.networks.models import targets_of, token_nll
+from kdbench.tracks.llm.networks.taps import hidden_taps, ready
 from kdbench.training.layer_maps import LayerMap, SlotWeights, layer_distances
 from kdbench.training.loop import POINTS
 

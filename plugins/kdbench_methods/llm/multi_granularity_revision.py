@@ -35,9 +35,9 @@ from kdbench.losses.clipping import clipped_kl
 from kdbench.losses.divergences import divergence, fkl
 from kdbench.losses.spans import span_distance
 from kdbench.losses.tokens import tok_mean
-from kdbench.tracks.llm.alignment import vocabulary_bytes
-from kdbench.tracks.llm.phrases import neighbours
-from kdbench.tracks.llm.revision import Pool, Reviser, effect
+from kdbench.tracks.llm.blocks.alignment import vocabulary_bytes
+from kdbench.tracks.llm.blocks.phrases import neighbours
+from kdbench.tracks.llm.blocks.revision import Pool, Reviser, effect
 from kdbench.training.quantiles import quantiles
 from kdbench.training.rollouts import MixedBatches
 from kdbench.training.schedules import Watch

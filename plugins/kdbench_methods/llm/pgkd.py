@@ -27,11 +27,18 @@ from typing import Literal
 import numpy as np
 
 from kdbench import Compare, Field, Paper, Params, hookimpl
-from kdbench.tracks.llm.authors import LocalAuthor, Request, asked_to_classify, author_net, author_network, per_thousand
+from kdbench.tracks.llm.blocks.authors import (
+    LocalAuthor,
+    Request,
+    asked_to_classify,
+    author_net,
+    author_network,
+    per_thousand,
+)
+from kdbench.tracks.llm.blocks.guidance import Guard, hard_negatives, performance, quotas
+from kdbench.tracks.llm.blocks.hosted import HostedAuthor
 from kdbench.tracks.llm.data.encoding import encode_classes
 from kdbench.tracks.llm.evaluate import class_logits
-from kdbench.tracks.llm.guidance import Guard, hard_negatives, performance, quotas
-from kdbench.tracks.llm.hosted import HostedAuthor
 from kdbench.training.best import BestWeights
 from kdbench.training.distill import hard_loss
 

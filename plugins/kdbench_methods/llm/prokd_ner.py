@@ -40,10 +40,10 @@ from kdbench.losses.divergences import fkl, log_softmax
 from kdbench.losses.logits import UNLABELLED
 from kdbench.losses.prototypes import Prototypes, alignment_loss, prototype_log_probs, reweighted
 from kdbench.losses.tokens import tok_mean
+from kdbench.tracks.llm.blocks.entities import by_sentence, span_metrics
 from kdbench.tracks.llm.data.ner import TAGS
-from kdbench.tracks.llm.entities import by_sentence, span_metrics
 from kdbench.tracks.llm.kinds.ner import all_words, language_distances, unlabelled
-from kdbench.tracks.llm.models import tag_logits, tags_of, token_nll, word_features
+from kdbench.tracks.llm.networks.models import tag_logits, tags_of, token_nll, word_features
 from kdbench.training.state import Values
 
 OUTSIDE = TAGS.index("O")

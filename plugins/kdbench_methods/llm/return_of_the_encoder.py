@@ -31,11 +31,11 @@ from kdbench.errors import UsageError
 from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import tok_mean
 from kdbench.task import count_parameters
+from kdbench.tracks.llm.blocks.pairs import causal_logits, split_rows
 from kdbench.tracks.llm.evaluate import rouge_l
 from kdbench.tracks.llm.latency import costs_by_length
-from kdbench.tracks.llm.models import scored_logits
-from kdbench.tracks.llm.pairs import causal_logits, split_rows
-from kdbench.tracks.llm.shapes import Shape, build, matched, split_layers
+from kdbench.tracks.llm.networks.models import scored_logits
+from kdbench.tracks.llm.networks.shapes import Shape, build, matched, split_layers
 from kdbench.tracks.llm.spec import Net
 from kdbench.training.rollouts import Answered, AnsweredBatches, answering
 

@@ -31,10 +31,10 @@ from safetensors.torch import load_file, save_file
 from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.errors import UsageError
 from kdbench.losses.tokens import tok_mean
-from kdbench.tracks.llm.models import targets_of, token_nll
-from kdbench.tracks.llm.positional import PositionalConfig, PositionalLM
+from kdbench.tracks.llm.networks.models import targets_of, token_nll
+from kdbench.tracks.llm.networks.positional import PositionalConfig, PositionalLM
+from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
 from kdbench.tracks.llm.spec import Net
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
 from kdbench.training.patches import PatchClassifier, accuracy_by_grid, fit_classifier
 from kdbench.training.position_losses import (
     PositionLosses,

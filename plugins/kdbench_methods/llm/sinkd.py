@@ -41,7 +41,7 @@ from kdbench.losses.transport import (
     l1_cost,
     sinkhorn,
 )
-from kdbench.tracks.llm.samples import chosen, sample_positions
+from kdbench.tracks.llm.blocks.samples import chosen, sample_positions
 from kdbench.training.loop import POINTS
 
 PAPER = Paper(

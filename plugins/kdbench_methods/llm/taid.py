@@ -17,7 +17,7 @@ import torch
 from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.losses.divergences import ce_soft, same_vocabulary
 from kdbench.losses.tokens import tok_mean
-from kdbench.tracks.llm.models import scored_logits
+from kdbench.tracks.llm.networks.models import scored_logits
 from kdbench.training.loop import POINTS
 from kdbench.training.state import Values
 

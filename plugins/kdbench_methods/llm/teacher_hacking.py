@@ -37,10 +37,10 @@ from kdbench import Compare, Field, Paper, Params, hookimpl
 from kdbench.errors import UsageError
 from kdbench.losses.divergences import divergence
 from kdbench.losses.tokens import tok_mean
-from kdbench.tracks.llm.completions import Passes, write
-from kdbench.tracks.llm.distances import Watch
-from kdbench.tracks.llm.imperfect import disjoint_rows, imperfect_teacher
-from kdbench.tracks.llm.models import scored_logits
+from kdbench.tracks.llm.blocks.completions import Passes, write
+from kdbench.tracks.llm.blocks.distances import Watch
+from kdbench.tracks.llm.blocks.imperfect import disjoint_rows, imperfect_teacher
+from kdbench.tracks.llm.networks.models import scored_logits
 from kdbench.training.curves import power_law, rise_while_falling, setback, turning_point
 from kdbench.training.distill import hard_loss
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from kdbench import Baseline, Field, Params, hookimpl
 from kdbench.losses.tokens import Positions, tok_mean, truncate_pairwise, uld
-from kdbench.tracks.llm.models import scored_logits, targets_of, token_nll
+from kdbench.tracks.llm.networks.models import scored_logits, targets_of, token_nll
 
 BASELINE = Baseline(
     slug="uld",

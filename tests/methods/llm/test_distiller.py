@@ -9,7 +9,7 @@ import pytest
 
 from kdbench.errors import UsageError
 from kdbench.store.spool import job_folder, read_outcome, write_outcome
-from kdbench.tracks.llm.autodistiller import (
+from kdbench.tracks.llm.blocks.autodistiller import (
     ARTIFACT,
     FEATURES,
     SPACE,

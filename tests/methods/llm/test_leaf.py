@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kdbench.tracks.llm.counterfactuals import contexts_of, flagged
+from kdbench.tracks.llm.blocks.counterfactuals import contexts_of, flagged
 from kdbench.tracks.llm.task import LLMTask
 from kdbench_methods.llm.leaf import LeafParams, counterfactuals, score, verified
 

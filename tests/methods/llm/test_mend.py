@@ -9,8 +9,8 @@ import torch
 
 from kdbench.errors import JobError, UsageError
 from kdbench.losses.divergences import fkl
-from kdbench.tracks.llm.models import targets_of
-from kdbench.tracks.llm.soft_prefix import cut_rows
+from kdbench.tracks.llm.networks.models import targets_of
+from kdbench.tracks.llm.networks.soft_prefix import cut_rows
 from kdbench.tracks.llm.task import LLMTask
 from kdbench_methods.llm.mend import MendParams, build, distance, text_cuts, train
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from kdbench.errors import UsageError
-from kdbench.tracks.llm.taps import Taps
+from kdbench.tracks.llm.networks.taps import Taps
 from kdbench_methods.llm.mlkd_ood_text import Bridge, MlkdParams, middle
 
 TASK = "text-ood"

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdbench.tracks.llm.authors import Request
-from kdbench.tracks.llm.guidance import Guard
+from kdbench.tracks.llm.blocks.authors import Request
+from kdbench.tracks.llm.blocks.guidance import Guard
 from kdbench.tracks.llm.task import LLMTask
 from kdbench_methods.llm import pgkd
 from kdbench_methods.llm.pgkd import PgkdParams, admitted, request_of, summary, train

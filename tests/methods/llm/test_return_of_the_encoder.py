@@ -13,7 +13,7 @@ from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import IGNORE
 from kdbench.task import count_parameters
 from kdbench.tracks.llm.data.encoding import TextBatch
-from kdbench.tracks.llm.models import scored_logits, targets_of
+from kdbench.tracks.llm.networks.models import scored_logits, targets_of
 from kdbench.training.rollouts import Answered
 from kdbench_methods.llm.return_of_the_encoder import (
     ReturnOfTheEncoderParams,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench.tracks.llm.completions import Passes
+from kdbench.tracks.llm.blocks.completions import Passes
 from kdbench.tracks.llm.data.encoding import pack
 from kdbench.training.curves import power_law, rise_while_falling, setback, turning_point
 

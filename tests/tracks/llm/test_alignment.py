@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdbench.errors import JobError
-from kdbench.tracks.llm.alignment import (
+from kdbench.tracks.llm.blocks.alignment import (
     SPECIAL,
     boundaries,
     chunk_align,

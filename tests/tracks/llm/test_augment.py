@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.tracks.llm.augment import Augmenter, View, hide_or_replace, pooled, swap_or_delete
+from kdbench.tracks.llm.blocks.augment import Augmenter, View, hide_or_replace, pooled, swap_or_delete
 from kdbench.tracks.llm.data.encoding import TextBatch
-from kdbench.tracks.llm.models import build, token_nll
+from kdbench.tracks.llm.networks.models import build, token_nll
 from kdbench.tracks.llm.spec import Net
 
 PAD = 0

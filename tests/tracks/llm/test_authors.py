@@ -9,8 +9,16 @@ import pytest
 import torch
 
 from kdbench.errors import JobError, TestDataError
-from kdbench.tracks.llm.authors import LocalAuthor, Request, author_net, author_network, pool_rows, sources, zero_shot
-from kdbench.tracks.llm.guidance import Mistake
+from kdbench.tracks.llm.blocks.authors import (
+    LocalAuthor,
+    Request,
+    author_net,
+    author_network,
+    pool_rows,
+    sources,
+    zero_shot,
+)
+from kdbench.tracks.llm.blocks.guidance import Mistake
 
 
 @pytest.fixture

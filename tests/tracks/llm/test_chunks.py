@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdbench.losses.binarised import binary_ce
-from kdbench.tracks.llm.alignment import Alignment
+from kdbench.tracks.llm.blocks.alignment import Alignment
 from kdbench.tracks.llm.chunks import Spoken, hidden_loss, likelihoods, spoken
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.tracks.llm.counterfactuals import (
+from kdbench.tracks.llm.blocks.counterfactuals import (
     blanks,
     contexts_of,
     difference,
@@ -24,7 +24,7 @@ from kdbench.tracks.llm.data.encoding import encode_pairs
 from kdbench.tracks.llm.data.instruct import generate
 from kdbench.tracks.llm.data.specs import InstructData
 from kdbench.tracks.llm.generation import Responses, as_batch
-from kdbench.tracks.llm.tokenizers import SIZES, pad_id, train, wrap
+from kdbench.tracks.llm.networks.tokenizers import SIZES, pad_id, train, wrap
 
 DATA = InstructData(train=40, persons=8, distractors=0.5, families=("add", "add_steps", "list_max", "rewrite"))
 ITEMS = generate(DATA, "train", 40)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from kdbench.tracks.llm.blocks.detection import detection, machine_text
 from kdbench.tracks.llm.data.cpython import Document
 from kdbench.tracks.llm.data.specs import TextOodData
-from kdbench.tracks.llm.detection import detection, machine_text
 from kdbench.tracks.llm.kinds.ood import shuffled
-from kdbench.tracks.llm.taps import hidden_taps
+from kdbench.tracks.llm.networks.taps import hidden_taps
 
 
 def test_measures_of_detection():

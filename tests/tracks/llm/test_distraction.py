@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdbench.tracks.llm.counterfactuals import contexts_of
+from kdbench.tracks.llm.blocks.counterfactuals import contexts_of
+from kdbench.tracks.llm.blocks.distraction import attention_on_distractors, detection, distracted, resistance
 from kdbench.tracks.llm.data.instruct import generate, split_of
 from kdbench.tracks.llm.data.specs import InstructData
-from kdbench.tracks.llm.distraction import attention_on_distractors, detection, distracted, resistance
-from kdbench.tracks.llm.tokenizers import SIZES, train, wrap
+from kdbench.tracks.llm.networks.tokenizers import SIZES, train, wrap
 
 DATA = InstructData(train=60, test=20, persons=8, distractors=0.5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdbench.tracks.llm.domains import forward_flops, model_nll, row_nll
+from kdbench.tracks.llm.blocks.domains import forward_flops, model_nll, row_nll
 from kdbench.tracks.llm.evaluate import forced
 from kdbench.tracks.llm.scoring import scored_tokens
 

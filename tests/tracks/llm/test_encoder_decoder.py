@@ -12,12 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kdbench.errors import JobError, UsageError
 from kdbench.losses.tokens import IGNORE
 from kdbench.task import count_parameters
-from kdbench.tracks.llm import encoder_decoder, models, tokenizers
+from kdbench.tracks.llm.blocks.pairs import causal_logits, split_rows
 from kdbench.tracks.llm.data.encoding import TextBatch, pack
 from kdbench.tracks.llm.generation import Prompts, as_batch, generate, left_pad
 from kdbench.tracks.llm.latency import writing_cost
-from kdbench.tracks.llm.pairs import causal_logits, split_rows
-from kdbench.tracks.llm.shapes import Shape, build, matched, split_layers
+from kdbench.tracks.llm.networks import encoder_decoder, models, tokenizers
+from kdbench.tracks.llm.networks.shapes import Shape, build, matched, split_layers
 
 TOKENIZER = tokenizers.wrap(tokenizers.train(["some words to learn merges from"] * 5, 280))
 PROMPTS = [[1, 40, 41], [1, 50], [1, 60, 61, 62, 63, 64, 65], [1, 70, 71]]

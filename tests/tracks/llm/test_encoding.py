@@ -8,11 +8,11 @@ import torch
 from kdbench.cache import Cache
 from kdbench.errors import JobError
 from kdbench.losses.tokens import IGNORE
-from kdbench.tracks.llm import models, tokenizers
 from kdbench.tracks.llm.data import cpython, text
 from kdbench.tracks.llm.data.cpython import Document
 from kdbench.tracks.llm.data.encoding import chunk_documents, encode_classes, encode_pairs
 from kdbench.tracks.llm.data.specs import TextData
+from kdbench.tracks.llm.networks import models, tokenizers
 from kdbench.tracks.llm.spec import Net
 
 TEXTS = ["Reverse the letters: k t e", "What is 12 + 7?\n19", "def f(x):\n    return x  # twice", "naïve ☃ text"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench.tracks.llm import models, tokenizers
 from kdbench.tracks.llm.generation import Prompts, as_batch, filter_logits, generate, left_pad
+from kdbench.tracks.llm.networks import models, tokenizers
 from kdbench.tracks.llm.spec import Net
 
 TOKENIZER = tokenizers.wrap(tokenizers.train(["some words to learn merges from"] * 5, 280))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdbench.tracks.llm.guidance import Guard, hard_negatives, performance, quotas
+from kdbench.tracks.llm.blocks.guidance import Guard, hard_negatives, performance, quotas
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 2])
 GUESSES = np.array([0, 0, 0, 0, 2, 1, 1, 1])

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from kdbench.errors import JobError, UsageError
-from kdbench.tracks.llm import models, tokenizers
+from kdbench.tracks.llm.networks import models, tokenizers
 from kdbench.tracks.llm.spec import LLMSpec, Net
 
 ROWS = [{"instruction": f"Add {i} and {i + 1}.", "context": "", "response": str(2 * i + 1)} for i in range(60)]
@@ -110,7 +110,7 @@ def domain_task(make_task, folders, tmp_path):
 
 
 def test_a_column_of_the_data_says_the_domain_and_methods_that_mix_domains_use_it(domain_task):
-    from kdbench.tracks.llm.domains import rows_by_domain
+    from kdbench.tracks.llm.blocks.domains import rows_by_domain
     from kdbench_methods.llm.ddk import DdkParams, train
 
     task = domain_task()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from kdbench.errors import JobError, UsageError
-from kdbench.tracks.llm.authors import Request
-from kdbench.tracks.llm.guidance import Mistake, performance
-from kdbench.tracks.llm.hosted import HostedAuthor, portions, prompt
+from kdbench.tracks.llm.blocks.authors import Request
+from kdbench.tracks.llm.blocks.guidance import Mistake, performance
+from kdbench.tracks.llm.blocks.hosted import HostedAuthor, portions, prompt
 from tests.helpers.endpoint import Endpoint
 
 CLASSES = ("http", "email", "enum")

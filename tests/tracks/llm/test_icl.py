@@ -6,9 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from kdbench.tracks.llm.blocks.demonstrations import flipped, full_cost, inverted, permuted
 from kdbench.tracks.llm.data import icl
 from kdbench.tracks.llm.data.specs import IclData
-from kdbench.tracks.llm.demonstrations import flipped, full_cost, inverted, permuted
 from kdbench.tracks.llm.kinds.icl import correct, likelihoods
 
 DATA = IclData(train=40, val=3, test=5, queries=6, stories=6)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kdbench.registry import Registry, discover
-from kdbench.tracks.llm.distances import Watch
-from kdbench.tracks.llm.imperfect import disjoint_rows, imperfect_teacher
+from kdbench.tracks.llm.blocks.distances import Watch
+from kdbench.tracks.llm.blocks.imperfect import disjoint_rows, imperfect_teacher
 from kdbench.tracks.llm.task import LLMTask
 
 SHAPE = {"layers": 1, "width": 16, "lm_steps": 2, "sft_steps": 3, "lr": 1e-3, "max_new": 4, "temperature": 1.0}

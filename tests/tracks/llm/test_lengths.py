@@ -10,8 +10,8 @@ from kdbench.errors import JobError
 from kdbench.tracks.llm.data import lengths
 from kdbench.tracks.llm.data.cpython import Document
 from kdbench.tracks.llm.data.specs import LengthsData
-from kdbench.tracks.llm.models import scored_logits
-from kdbench.tracks.llm.positional import PositionalConfig, PositionalLM
+from kdbench.tracks.llm.networks.models import scored_logits
+from kdbench.tracks.llm.networks.positional import PositionalConfig, PositionalLM
 
 LENGTHS = (64, 128, 256, 512)
 

@@ -10,12 +10,12 @@ import torch
 from kdbench.errors import JobError, TestDataError
 from kdbench.losses.logits import UNLABELLED
 from kdbench.losses.tokens import IGNORE
-from kdbench.tracks.llm import models
+from kdbench.tracks.llm.blocks.entities import span_metrics
 from kdbench.tracks.llm.data.encoding import encode_tags
 from kdbench.tracks.llm.data.ner import TAGS, World, sentences, transliteration
 from kdbench.tracks.llm.data.specs import NerData
-from kdbench.tracks.llm.entities import span_metrics
 from kdbench.tracks.llm.kinds.ner import unlabelled
+from kdbench.tracks.llm.networks import models
 
 SMALL = NerData(train=40, unlabelled=40, val=20, test=20, names=40)
 

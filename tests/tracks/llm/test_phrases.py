@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from kdbench.tracks.llm.alignment import vocabulary_bytes
+from kdbench.tracks.llm.blocks.alignment import vocabulary_bytes
+from kdbench.tracks.llm.blocks.phrases import neighbours, spans
 from kdbench.tracks.llm.data.instruct import Item
-from kdbench.tracks.llm.phrases import neighbours, spans
 
 
 def found(text: str, kind: str | None = None) -> list[str]:

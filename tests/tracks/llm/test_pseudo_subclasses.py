@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench.tracks.llm.embeddings import imitate_embeddings, outputs_of, teacher_embeddings
-from kdbench.tracks.llm.pseudo_subclasses import compare_subclasses, find_subclasses, share_of_classes
+from kdbench.tracks.llm.blocks.embeddings import imitate_embeddings, outputs_of, teacher_embeddings
+from kdbench.tracks.llm.blocks.pseudo_subclasses import compare_subclasses, find_subclasses, share_of_classes
 
 
 @pytest.fixture

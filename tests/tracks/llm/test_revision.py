@@ -9,8 +9,8 @@ import torch
 from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import IGNORE
 from kdbench.tracks.llm.batches import TokenLogits
+from kdbench.tracks.llm.blocks.revision import Pool, Reviser, chosen_by_teacher, unmetered, worst_errors
 from kdbench.tracks.llm.generation import Prompts
-from kdbench.tracks.llm.revision import Pool, Reviser, chosen_by_teacher, unmetered, worst_errors
 
 MAX_NEW = 8
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kdbench.tracks.llm.samples import chosen, sample_positions
+from kdbench.tracks.llm.blocks.samples import chosen, sample_positions
 
 
 def test_chosen_positions_are_those_of_every_field(make_task):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench.tracks.llm import models
+from kdbench.tracks.llm.blocks.sensitivity import attention_mass, input_grad_norms, surprise
 from kdbench.tracks.llm.data.encoding import encode_pairs
-from kdbench.tracks.llm.sensitivity import attention_mass, input_grad_norms, surprise
+from kdbench.tracks.llm.networks import models
+from kdbench.tracks.llm.networks.tokenizers import SIZES, train, wrap
 from kdbench.tracks.llm.spec import Net
-from kdbench.tracks.llm.tokenizers import SIZES, train, wrap
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kdbench.losses.tokens import IGNORE
+from kdbench.tracks.llm.blocks.demonstrations import prefix_cost
 from kdbench.tracks.llm.data.encoding import TextBatch
-from kdbench.tracks.llm.demonstrations import prefix_cost
-from kdbench.tracks.llm.models import scored_logits, targets_of, token_nll
-from kdbench.tracks.llm.soft_prefix import cut_rows, with_prefix
+from kdbench.tracks.llm.networks.models import scored_logits, targets_of, token_nll
+from kdbench.tracks.llm.networks.soft_prefix import cut_rows, with_prefix
 
 
 @pytest.fixture

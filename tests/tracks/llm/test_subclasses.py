@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
-from kdbench.tracks.llm.subclasses import subclass_logits, with_subclasses
+from kdbench.tracks.llm.blocks.subclasses import subclass_logits, with_subclasses
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError, TestDataError
 from kdbench.losses.tokens import IGNORE
-from kdbench.tracks.llm import models
+from kdbench.tracks.llm.networks import models
 from kdbench.tracks.llm.spec import Net
 
 NAMES = ("instruct", "text", "classify-reviews")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdbench.errors import UsageError
-from kdbench.tracks.llm.transfer import bits_per_byte, rewritten, tokenizer_named
+from kdbench.tracks.llm.blocks.transfer import bits_per_byte, rewritten, tokenizer_named
 
 
 def test_a_tokenizer_that_does_not_exist_is_a_clear_error(make_task, tmp_path):

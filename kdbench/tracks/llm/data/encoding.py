@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdbench.errors import JobError
 from kdbench.losses.tokens import IGNORE, shift_mask
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
+from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
 
 
 @dataclass

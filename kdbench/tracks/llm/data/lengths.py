@@ -11,7 +11,7 @@ import numpy as np
 from kdbench.errors import JobError
 from kdbench.tracks.llm.data.cpython import Document, rank
 from kdbench.tracks.llm.data.encoding import Chunk, Sequences, pack
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
+from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
 
 LETTERS = "αβγδεζηθικλμνξο"
 """What keys are made of: letters that no other text has, so that a small network can tell where a key is."""

@@ -12,10 +12,10 @@ from typing import Any
 
 from kdbench.cache import Cache
 from kdbench.errors import JobError
-from kdbench.tracks.llm import tokenizers
 from kdbench.tracks.llm.data.encoding import Sequences
 from kdbench.tracks.llm.kinds import kind_named
 from kdbench.tracks.llm.kinds.base import Split, as_json
+from kdbench.tracks.llm.networks import tokenizers
 from kdbench.tracks.llm.spec import DATA_FORMAT, LLMSpec, split_fields
 
 

@@ -16,8 +16,8 @@ from kdbench.tracks.llm.data.encoding import Sequences, encode, encode_pairs, pa
 from kdbench.tracks.llm.data.icl import Episode
 from kdbench.tracks.llm.data.specs import IclData
 from kdbench.tracks.llm.kinds.base import LanguageKind
-from kdbench.tracks.llm.models import scored_logits, targets_of, token_nll
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
+from kdbench.tracks.llm.networks.models import scored_logits, targets_of, token_nll
+from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
 
 
 class Icl(LanguageKind):

@@ -68,12 +68,12 @@ class HubInstruct(Pairs):
     data: HubInstructData
 
     def content(self, name: str) -> dict[str, Any]:
-        from kdbench.tracks.llm.hf import data_digest
+        from kdbench.tracks.llm.networks.hf import data_digest
 
         return {"content": data_digest(self.data, name)}
 
     def make(self, name: str) -> tuple[Sequences, list[Any]]:
-        from kdbench.tracks.llm.hf import instruct_items
+        from kdbench.tracks.llm.networks.hf import instruct_items
 
         return self.encode_items(instruct_items(self.data, name), self.data.length, "drop")
 

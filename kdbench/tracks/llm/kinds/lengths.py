@@ -17,7 +17,7 @@ from kdbench.tracks.llm.data.lengths import Probe
 from kdbench.tracks.llm.data.specs import LengthsData
 from kdbench.tracks.llm.evaluate import forced
 from kdbench.tracks.llm.kinds.text import Text
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
+from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
 
 
 class Lengths(Text):

@@ -15,13 +15,13 @@ from kdbench.losses.logits import UNLABELLED
 from kdbench.losses.prototypes import distance_ratio, unit
 from kdbench.losses.tokens import IGNORE
 from kdbench.task import Scores
+from kdbench.tracks.llm.blocks.entities import by_sentence, span_metrics
 from kdbench.tracks.llm.data.encoding import Sequences, encode_tags
 from kdbench.tracks.llm.data.ner import TAGS, Sentence, sentences
 from kdbench.tracks.llm.data.specs import NerData
-from kdbench.tracks.llm.entities import by_sentence, span_metrics
 from kdbench.tracks.llm.evaluate import expected_calibration_error
 from kdbench.tracks.llm.kinds.base import Kind
-from kdbench.tracks.llm.models import token_nll, word_features
+from kdbench.tracks.llm.networks.models import token_nll, word_features
 
 
 class Ner(Kind):

@@ -12,11 +12,11 @@ from torch import nn
 
 from kdbench.task import Scores
 from kdbench.tracks.llm import scoring
+from kdbench.tracks.llm.blocks.detection import detection
 from kdbench.tracks.llm.data import text
 from kdbench.tracks.llm.data.cpython import Document, rank
 from kdbench.tracks.llm.data.encoding import Sequences, chunk_documents
 from kdbench.tracks.llm.data.specs import Domain, TextOodData
-from kdbench.tracks.llm.detection import detection
 from kdbench.tracks.llm.kinds.text import HubText, choose
 
 

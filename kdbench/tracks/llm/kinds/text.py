@@ -26,13 +26,13 @@ class HubText(LanguageKind):
     data: HubTextData | TextData
 
     def content(self, name: str) -> dict[str, Any]:
-        from kdbench.tracks.llm.hf import data_digest
+        from kdbench.tracks.llm.networks.hf import data_digest
 
         assert isinstance(self.data, HubTextData)
         return {"content": data_digest(self.data, name)}
 
     def documents(self, name: str) -> list[Document]:
-        from kdbench.tracks.llm.hf import text_documents
+        from kdbench.tracks.llm.networks.hf import text_documents
 
         assert isinstance(self.data, HubTextData)
         return text_documents(self.data, name)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdbench.losses.features import hint
 from kdbench.tracks.llm.data.encoding import Sequences, TextBatch
-from kdbench.tracks.llm.models import penultimate
+from kdbench.tracks.llm.networks.models import penultimate
 from kdbench.training.projectors import projector
 
 if TYPE_CHECKING:

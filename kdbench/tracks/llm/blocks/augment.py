@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.tracks.llm.data.encoding import TextBatch
-from kdbench.tracks.llm.tokenizers import pad_id
+from kdbench.tracks.llm.networks.tokenizers import pad_id
 from kdbench.training.mixing import shares
 
 Augmentation = Literal["none", "tokens", "order", "mixup"]

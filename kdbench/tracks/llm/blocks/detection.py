@@ -11,7 +11,7 @@ from torch import nn
 
 from kdbench.tracks.llm.evaluate import forced
 from kdbench.tracks.llm.generation import as_batch, generate
-from kdbench.tracks.llm.tokenizers import pad_id
+from kdbench.tracks.llm.networks.tokenizers import pad_id
 
 if TYPE_CHECKING:
     from kdbench.tracks.llm.task import LLMTask

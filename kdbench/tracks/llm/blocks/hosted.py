@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kdbench.errors import JobError, UsageError
-from kdbench.tracks.llm.authors import Request
-from kdbench.tracks.llm.guidance import Mistake
+from kdbench.tracks.llm.blocks.authors import Request
+from kdbench.tracks.llm.blocks.guidance import Mistake
 
 SYSTEM = (
     "You write training data for a text classifier. You are given its classes, examples, its mistakes and its "

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.tracks.llm.data.encoding import Sequences
 from kdbench.tracks.llm.data.icl import Episode
-from kdbench.tracks.llm.models import scored_logits
-from kdbench.tracks.llm.soft_prefix import SoftPrefix, cut_rows
+from kdbench.tracks.llm.networks.models import scored_logits
+from kdbench.tracks.llm.networks.soft_prefix import SoftPrefix, cut_rows
 
 Shown = tuple[tuple[str, str], ...]
 """Demonstrations: inputs and labels."""

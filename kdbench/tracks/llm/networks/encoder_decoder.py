@@ -33,8 +33,8 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
+from kdbench.tracks.llm.blocks.pairs import split_rows
 from kdbench.tracks.llm.data.encoding import TextBatch
-from kdbench.tracks.llm.pairs import split_rows
 
 
 class EncoderDecoderConfig(LlamaConfig):
@@ -206,9 +206,10 @@ class EncoderDecoder(LlamaPreTrainedModel, GenerationMixin):
     # --- what the track asks ----------------------------------------------------------------------------------------
 
     def scored_logits(self, batch: TextBatch) -> Tensor:
-        """See :func:`kdbench.tracks.llm.models.scored_logits`; what precedes a row's first scored token is its source.
+        """See :func:`kdbench.tracks.llm.networks.models.scored_logits`.
 
-        Rows of which every token is scored have the start token as their source.
+        What precedes a row's first scored token is its source. Rows of which every token
+        is scored have the start token as their source.
         """
         pairs = split_rows(batch)
         memory = self.encode(pairs.source, pairs.source_mask)

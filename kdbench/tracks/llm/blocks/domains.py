@@ -18,7 +18,7 @@ from kdbench.errors import JobError
 from kdbench.task import count_parameters
 from kdbench.tracks.llm.data.encoding import Chunk, Sequences, TextBatch
 from kdbench.tracks.llm.kinds.base import Split
-from kdbench.tracks.llm.models import scored_logits, targets_of, token_nll
+from kdbench.tracks.llm.networks.models import scored_logits, targets_of, token_nll
 from kdbench.tracks.llm.outputs import weights_digest
 from kdbench.tracks.llm.scoring import scored_tokens
 from kdbench.tracks.llm.spec import Hub

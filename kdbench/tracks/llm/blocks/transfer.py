@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from kdbench.errors import UsageError, did_you_mean
-from kdbench.tracks.llm.alignment import transplant
+from kdbench.tracks.llm.blocks.alignment import transplant
 from kdbench.tracks.llm.chunks import states_and_logits
 from kdbench.tracks.llm.data.instruct import Item
-from kdbench.tracks.llm.models import targets_of, token_nll
-from kdbench.tracks.llm.tokenizers import SIZES, train, wrap
+from kdbench.tracks.llm.networks.models import targets_of, token_nll
+from kdbench.tracks.llm.networks.tokenizers import SIZES, train, wrap
 
 if TYPE_CHECKING:
     from kdbench.tracks.llm.task import LLMTask
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def tokenizer_named(task: LLMTask, name: str) -> Any:
     """``task`` (the student's own where it has one), a local tokenizer of the task's text, or a model's.
 
-    Local ones are those of :data:`~kdbench.tracks.llm.tokenizers.SIZES`. Raises ``UsageError`` for a name that is none
-    of these.
+    Local ones are those of :data:`~kdbench.tracks.llm.networks.tokenizers.SIZES`. Raises ``UsageError`` for a name
+    that is none of these.
     """
     if name == "task":
         return task.student_tokenizer
@@ -34,7 +34,7 @@ def tokenizer_named(task: LLMTask, name: str) -> Any:
         return task.local_tokenizer(name)
     from transformers import AutoTokenizer
 
-    from kdbench.tracks.llm.hf import local_or_hub
+    from kdbench.tracks.llm.networks.hf import local_or_hub
 
     try:
         return AutoTokenizer.from_pretrained(local_or_hub(name))

@@ -14,7 +14,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from kdbench.errors import JobError
 from kdbench.tracks.llm.data.encoding import TextBatch, encode
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
+from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
 
 SPECIAL = b"\xff\xff"
 """What a special token stands for: bytes that no UTF-8 text contains, and no token but a special one."""
@@ -55,7 +55,8 @@ def starts_word(vocabulary: Sequence[bytes]) -> Tensor:
 class Alignment:
     """Spans of two tokenisations of the same texts that stand for the same bytes; C chunks, in the order of the rows.
 
-    Positions count the scored positions of a batch, row-major, as :func:`kdbench.tracks.llm.models.scored_logits`.
+    Positions count the scored positions of a batch, row-major, as
+    :func:`kdbench.tracks.llm.networks.models.scored_logits`.
     """
 
     chunks: tuple[Tensor, Tensor]

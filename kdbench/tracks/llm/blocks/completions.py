@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdbench.losses.tokens import IGNORE
 from kdbench.task import count_parameters
 from kdbench.tracks.llm.data.encoding import Sequences, TextBatch
-from kdbench.tracks.llm.tokenizers import pad_id
+from kdbench.tracks.llm.networks.tokenizers import pad_id
 from kdbench.training.loaders import Order
 
 

@@ -22,7 +22,7 @@ from kdbench.task import count_parameters
 from kdbench.tracks.llm.data.encoding import TextBatch
 from kdbench.tracks.llm.evaluate import distinct, exact_matches
 from kdbench.tracks.llm.generation import Prompts
-from kdbench.tracks.llm.models import targets_of, token_nll
+from kdbench.tracks.llm.networks.models import targets_of, token_nll
 from kdbench.training.replay import ReplayBuffer, Row, batch_of, rows_of
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from scipy.stats import t as student_t
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from kdbench.tracks.llm.counterfactuals import Context, contexts_of, rows_of
+from kdbench.tracks.llm.blocks.counterfactuals import Context, contexts_of, rows_of
+from kdbench.tracks.llm.blocks.sensitivity import attention_mass
 from kdbench.tracks.llm.data.instruct import Item, distract, generate
 from kdbench.tracks.llm.data.specs import InstructData
 from kdbench.tracks.llm.evaluate import exact_matches, respond
-from kdbench.tracks.llm.sensitivity import attention_mass
 
 if TYPE_CHECKING:
     from kdbench.tracks.llm.task import LLMTask

@@ -20,7 +20,7 @@ from kdbench.errors import Diverged
 from kdbench.losses.logits import UNLABELLED
 from kdbench.spec import Recipe
 from kdbench.tracks.llm.data.encoding import Sequences, TextBatch
-from kdbench.tracks.llm.models import round_to_half, scored_logits, tag_logits, tags_of, targets_of
+from kdbench.tracks.llm.networks.models import round_to_half, scored_logits, tag_logits, tags_of, targets_of
 from kdbench.tracks.llm.spec import Net, Stage
 from kdbench.training.loop import make_optimizer, rate
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from kdbench.task import count_parameters, seed_of
-from kdbench.tracks.llm import models, teachers
-from kdbench.tracks.llm.completions import write
+from kdbench.tracks.llm.blocks.completions import write
 from kdbench.tracks.llm.data.encoding import Sequences
+from kdbench.tracks.llm.networks import models, teachers
 from kdbench.tracks.llm.spec import Net, Stage
 
 ROLE = "imperfect teacher"

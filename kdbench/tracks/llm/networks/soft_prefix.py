@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 from kdbench.errors import JobError
 from kdbench.losses.tokens import IGNORE
 from kdbench.tracks.llm.data.encoding import TextBatch
-from kdbench.tracks.llm.models import body_and_head
+from kdbench.tracks.llm.networks.models import body_and_head
 
 
 @dataclass
@@ -220,7 +220,7 @@ class SoftPrefix(PreTrainedModel):
         return (ends * places).amax(dim=1).clamp(min=1)
 
     def scored_logits(self, batch: TextBatch) -> Tensor:
-        """See :func:`kdbench.tracks.llm.models.scored_logits`; the demonstrations of a row are its context."""
+        """See :func:`kdbench.tracks.llm.networks.models.scored_logits`; the demonstrations of a row are its context."""
         cut = cut_rows(batch, self.cuts(batch))
         states = self.states(self.vectors(cut.context, cut.context_mask), cut)
         return self.reader.get_output_embeddings()(states[:, :-1][cut.labels != IGNORE])

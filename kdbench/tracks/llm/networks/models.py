@@ -21,8 +21,8 @@ from kdbench.errors import JobError
 from kdbench.losses.logits import UNLABELLED
 from kdbench.losses.tokens import IGNORE, shift_mask
 from kdbench.tracks.llm.data.encoding import TextBatch
+from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
 from kdbench.tracks.llm.spec import Net
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
 
 transformers_logging.disable_progress_bar()  # a bar per file drowns the log of a job
 

@@ -19,12 +19,12 @@ from torch import nn
 
 from kdbench.losses.tokens import IGNORE
 from kdbench.task import count_parameters
+from kdbench.tracks.llm.blocks.domains import forward_flops, model_nll
+from kdbench.tracks.llm.blocks.sensitivity import input_grad_norms, surprise
 from kdbench.tracks.llm.data.encoding import Sequences, pack
 from kdbench.tracks.llm.data.instruct import Item
-from kdbench.tracks.llm.domains import forward_flops, model_nll
 from kdbench.tracks.llm.generation import Prompts
-from kdbench.tracks.llm.sensitivity import input_grad_norms, surprise
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
+from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
 
 if TYPE_CHECKING:
     from kdbench.tracks.llm.task import LLMTask

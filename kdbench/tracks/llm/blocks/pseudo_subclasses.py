@@ -11,10 +11,10 @@ from torch import Tensor
 
 from kdbench.losses.subclasses import class_logits, own_subclass, subclass_contrast
 from kdbench.losses.tokens import tok_mean
+from kdbench.tracks.llm.blocks.embeddings import outputs_of
+from kdbench.tracks.llm.blocks.subclasses import SubclassBert, subclass_logits, with_subclasses
 from kdbench.tracks.llm.data.encoding import Sequences, TextBatch
-from kdbench.tracks.llm.embeddings import outputs_of
-from kdbench.tracks.llm.models import token_nll
-from kdbench.tracks.llm.subclasses import SubclassBert, subclass_logits, with_subclasses
+from kdbench.tracks.llm.networks.models import token_nll
 from kdbench.training.selection import per_class
 from kdbench.training.subclasses import (
     Clusters,

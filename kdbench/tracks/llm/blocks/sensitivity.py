@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdbench.losses.tokens import IGNORE, next_token_nll
 from kdbench.tracks.llm.data.encoding import TextBatch
-from kdbench.tracks.llm.models import scored_logits, targets_of, token_nll
+from kdbench.tracks.llm.networks.models import scored_logits, targets_of, token_nll
 
 
 def input_grad_norms(model: nn.Module, batch: TextBatch) -> Tensor:

@@ -79,8 +79,8 @@ def _span_of_tokens(tokens: tuple[bytes, ...]) -> tuple[int, ...]:
 def neighbours(batch: TextBatch, vocabulary: Sequence[bytes], *, within_spans: bool = True) -> Tensor:
     """(M,) int64: scored positions t, counted row-major over a batch, whose token and the next belong together.
 
-    ``vocabulary`` has the bytes of each token (:func:`kdbench.tracks.llm.alignment.vocabulary_bytes`). Together are
-    neighbours in one row, and, unless ``within_spans`` is false, in one span of it.
+    ``vocabulary`` has the bytes of each token (:func:`kdbench.tracks.llm.blocks.alignment.vocabulary_bytes`).
+    Together are neighbours in one row, and, unless ``within_spans`` is false, in one span of it.
     """
     scored = batch.scored.cpu()
     targets = batch.labels[:, 1:].cpu()

@@ -9,8 +9,8 @@ import torch
 
 from kdbench.errors import UsageError
 from kdbench.task import count_parameters
-from kdbench.tracks.llm.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
+from kdbench.tracks.llm.networks.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
 
 NARROWEST = 4
 """Hidden width of a feed-forward block below which a shape is refused."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdbench.tracks.llm.completions import write
+from kdbench.tracks.llm.blocks.completions import write
 from kdbench.tracks.llm.data.encoding import Sequences
 from kdbench.tracks.llm.evaluate import forced
-from kdbench.tracks.llm.models import scored_logits
+from kdbench.tracks.llm.networks.models import scored_logits
 from kdbench.training.state import Values
 
 

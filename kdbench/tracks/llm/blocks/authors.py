@@ -1,7 +1,7 @@
 """Teachers that write labelled texts on request.
 
 Every teacher of this kind has ``generate(request) -> list[(text, label)]``: :class:`LocalAuthor` is a small language
-model that was trained on the pool of a task, :class:`kdbench.tracks.llm.hosted.HostedAuthor` a model behind an
+model that was trained on the pool of a task, :class:`kdbench.tracks.llm.blocks.hosted.HostedAuthor` a model behind an
 endpoint. What a student knows of its own performance travels in the request.
 """
 
@@ -21,15 +21,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.errors import UsageError
 from kdbench.task import count_parameters, seed_of
-from kdbench.tracks.llm import models, teachers
+from kdbench.tracks.llm.blocks.guidance import Mistake, Performance
 from kdbench.tracks.llm.data.classify import Example
 from kdbench.tracks.llm.data.cpython import rank
 from kdbench.tracks.llm.data.encoding import Sequences, encode, pack
 from kdbench.tracks.llm.evaluate import class_logits, macro_f1
 from kdbench.tracks.llm.generation import generate
-from kdbench.tracks.llm.guidance import Mistake, Performance
+from kdbench.tracks.llm.networks import models, teachers
+from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
 from kdbench.tracks.llm.spec import Net, Stage
-from kdbench.tracks.llm.tokenizers import pad_id, start_id
 
 if TYPE_CHECKING:
     from kdbench.tracks.llm.task import LLMTask
