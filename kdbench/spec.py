@@ -53,6 +53,8 @@ class Metric(SpecModel):
     """Smallest and largest possible value; null where there is none."""
     unit: str = ""
     """For people: ``%``, ``bits/byte``, ``tokens``."""
+    clock: bool = False
+    """Measured with a clock: another run of the same job gives another value."""
 
 
 class Recipe(SpecModel):
@@ -113,8 +115,9 @@ class TaskSpec(SpecModel):
         return self.name.split("/", 1)[0]
 
     def identity(self) -> dict[str, Any]:
-        """What results depend on: everything but titles and the timeout."""
-        return self.model_dump(mode="json", exclude={"title", "timeout"})
+        """What results depend on: everything but titles, the timeout and what is only said about metrics."""
+        about = {"headline": {"clock"}, "metrics": {"__all__": {"clock"}}}
+        return self.model_dump(mode="json", exclude={"title": True, "timeout": True, **about})
 
     def teacher_key(self) -> str | None:
         """Digest of all that decides the teacher, or None where the task has no teacher to prepare."""

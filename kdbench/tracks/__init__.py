@@ -7,13 +7,14 @@ from pathlib import Path
 
 from kdbench import hookimpl
 from kdbench.track import Track
+from kdbench.tracks.decoding import TRACK as DECODING
 from kdbench.tracks.llm import TRACK as LLM
 from kdbench.tracks.vision import TRACK as VISION
 
 
 @hookimpl
 def kdbench_tracks() -> Sequence[Track]:
-    return VISION, LLM
+    return VISION, LLM, DECODING
 
 
 @hookimpl

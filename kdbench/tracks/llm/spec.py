@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from kdbench.errors import Problem
 from kdbench.spec import SpecModel, TaskSpec, digest
 from kdbench.tracks.llm.data.specs import Data, HubInstructData, HubTextData
+from kdbench.tracks.llm.kinds import KINDS
 from kdbench.tracks.llm.networks import smollm
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -155,9 +157,11 @@ class Evaluation(SpecModel):
 class LLMSpec(TaskSpec):
     """A task of the track ``llm``."""
 
+    kinds: ClassVar[Mapping[str, str]] = KINDS
+    """Classes that read the data, by ``data.kind``."""
     floor: str = "sft"
     data: Data
-    tokenizer: Literal["bytes", "bpe512", "bpe1024", "bpe2048", "teacher"] = "bpe1024"
+    tokenizer: Literal["bytes", "chars", "bpe512", "bpe1024", "bpe2048", "teacher"] = "bpe1024"
     """Trained on the task's training data; ``teacher``: the one that comes with the teacher."""
     teacher: Teacher
     student: Student
@@ -226,7 +230,7 @@ class LLMSpec(TaskSpec):
     def gap_key(self) -> dict[str, Any]:
         """What the measured capacity gap is found by."""
         return {
-            "track": "llm",
+            "track": self.track,
             "teacher": self.teacher_identity(),
             "student": self.student_identity(),
             "val": getattr(self.data, "val", None),
@@ -239,9 +243,9 @@ class LLMSpec(TaskSpec):
         """Everything that decides the teacher's weights."""
         if not isinstance(self.teacher, Net):
             fixed = {"kind": self.teacher.kind, **self.teacher.model_dump(mode="json")}
-            return {"track": "llm", "role": "teacher", "model": fixed}
+            return {"track": self.track, "role": "teacher", "model": fixed}
         return {
-            "track": "llm",
+            "track": self.track,
             "role": "teacher",
             "data": self.data.decides_teacher(),
             "tokenizer": self.tokenizer,

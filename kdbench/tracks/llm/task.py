@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,6 +16,7 @@ from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError
 from kdbench.losses.tokens import IGNORE
 from kdbench.task import Scores, Task, seed_of
+from kdbench.track import Track
 from kdbench.tracks.llm import TRACK, gap, scoring
 from kdbench.tracks.llm.batches import Loader, TokenLogits
 from kdbench.tracks.llm.data.cpython import Document
@@ -33,10 +34,11 @@ class LLMTask(Task):
     """One task of the track: a teacher, a student and data that share a tokenizer."""
 
     spec: LLMSpec
+    home: ClassVar[Track] = TRACK
 
     def __init__(self, spec: LLMSpec, *, cache: Cache | None = None, **rest: Any) -> None:
         """See :class:`kdbench.task.Task`; without ``cache`` the default one with the track's pack is used."""
-        packs = (TRACK.packs,) if TRACK.packs is not None else ()
+        packs = (self.home.packs,) if self.home.packs is not None else ()
         super().__init__(spec, cache=cache if cache is not None else Cache(packs=packs), **rest)
         # not on the model: a checkpoint could not tell whether a tokenizer that hangs there changes
         self._adopted: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -139,7 +141,7 @@ class LLMTask(Task):
         return self.kind.same_tokens(self, self.split(split), self.student_tokenizer)
 
     def local_tokenizer(self, name: str) -> Any:
-        """Another tokenizer of the same training data: ``bytes``, ``bpe512``, ``bpe1024`` or ``bpe2048``."""
+        """Another tokenizer of the same training data: ``bytes``, ``chars``, ``bpe512``, ``bpe1024`` or ``bpe2048``."""
         return self._data.local_tokenizer(name)
 
     # --- models ---------------------------------------------------------------------------------------------------

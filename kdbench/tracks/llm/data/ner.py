@@ -151,7 +151,7 @@ class World:
 
     def entity(self, rng: np.random.Generator, language: str, kind: str) -> list[str]:
         """Words of an entity of a type."""
-        chance = rng.random()
+        chance, source = rng.random(), self.source_order(rng, language)
         if kind == "PER":
             last = self.name(rng, language, "surname")
             return [self.name(rng, language, "given"), last] if chance < 0.7 else [last]
@@ -162,11 +162,15 @@ class World:
         head = {"ORG": "organisation", "LOC": "region", "MISC": "event"}[kind]
         rest = "surname" if kind == "ORG" and chance < 0.75 else "place"
         parts = [self.name(rng, language, rest), self.pick(rng, language, head).capitalize()]
-        return parts if language == "source" else parts[::-1]
+        return parts if source else parts[::-1]
+
+    def source_order(self, rng: np.random.Generator, language: str) -> bool:
+        """Whether the next words stand in the order that is usual in the source language."""
+        return (language == "source") != (rng.random() < self.data.mixed)
 
     def phrase(self, rng: np.random.Generator, language: str, kind: str) -> list[tuple[str, str]]:
         """Words and tags of a noun phrase; ``kind`` is a type, ``any`` of them, or ``noun``."""
-        source = language == "source"
+        source = self.source_order(rng, language)
         if kind == "any":
             kind = TYPES[int(rng.integers(len(TYPES)))]
         if kind == "noun":
@@ -175,7 +179,8 @@ class World:
             if rng.random() < 0.5:
                 adjective = self.pick(rng, language, "adjective")
                 pair = [adjective, noun] if source else [noun, adjective]
-            return [(word, "O") for word in ([self.pick(rng, language, "the"), *pair] if source else pair)]
+            articles = [self.pick(rng, language, "the")] if language == "source" else []
+            return [(word, "O") for word in articles + pair]
         name = self.entity(rng, language, kind)
         tagged = [(word, f"{'I' if i else 'B'}-{kind}") for i, word in enumerate(name)]
         if kind == "PER" and rng.random() < 0.3:  # a role stands beside the name
@@ -195,7 +200,7 @@ class World:
             what = [(self.pick(rng, language, "day").capitalize(), "O")]
         else:
             what = self.phrase(rng, language, "noun")
-        return particle + what if language == "source" else what + particle
+        return particle + what if self.source_order(rng, language) else what + particle
 
     def sentence(self, rng: np.random.Generator, language: str) -> Sentence:
         """One sentence with its tags."""
@@ -204,11 +209,10 @@ class World:
         if rng.random() < 0.2:
             subject = subject + [(self.pick(rng, language, "and"), "O")] + self.phrase(rng, language, first)
         action, place = [(self.pick(rng, language, verb), "O")], self.adjunct(rng, language)
-        source = language == "source"
-        if source:
-            parts = [*subject, *action, *thing, *place]
-        else:
-            parts = [*place, *subject, (self.pick(rng, language, "topic"), "O"), *thing, *action]
+        source = self.source_order(rng, language)
+        if language == "target":
+            subject = [*subject, (self.pick(rng, language, "topic"), "O")]
+        parts = [*subject, *action, *thing, *place] if source else [*place, *subject, *thing, *action]
         if rng.random() < 0.3:
             adverb = [(self.pick(rng, language, "adverb"), "O")]
             parts = adverb + parts if source else parts + adverb

@@ -13,7 +13,7 @@ from typing import Any
 from kdbench.cache import Cache
 from kdbench.errors import JobError
 from kdbench.tracks.llm.data.encoding import Sequences
-from kdbench.tracks.llm.kinds import kind_named
+from kdbench.tracks.llm.kinds import load_kind
 from kdbench.tracks.llm.kinds.base import Split, as_json
 from kdbench.tracks.llm.networks import tokenizers
 from kdbench.tracks.llm.spec import DATA_FORMAT, LLMSpec, split_fields
@@ -30,7 +30,7 @@ class Prepared:
     def __init__(self, spec: LLMSpec, cache: Cache, tokenizer: Any = None) -> None:
         """``tokenizer`` is only given where it comes with the teacher."""
         self.spec, self.data, self.cache = spec, spec.data, cache
-        self.kind = kind_named(spec.data.kind)(self)
+        self.kind = load_kind(spec.kinds[spec.data.kind])(self)
         self._splits: dict[str, Split] = {}
         self.tokenizer = tokenizer if tokenizer is not None else self.local_tokenizer(spec.tokenizer)
 
@@ -51,7 +51,7 @@ class Prepared:
         return self.kind.stage_rows(objective)
 
     def local_tokenizer(self, name: str) -> Any:
-        """The tokenizer ``bytes``, ``bpe512``, ``bpe1024`` or ``bpe2048`` of this training data."""
+        """The tokenizer ``bytes``, ``chars``, ``bpe512``, ``bpe1024`` or ``bpe2048`` of this training data."""
         if name not in tokenizers.SIZES:
             raise JobError(f"no tokenizer {name!r}; there are {', '.join(tokenizers.SIZES)}")
         decides = self.data.decides_teacher()

@@ -280,6 +280,8 @@ class NerData(SpecModel):
     """Consonants, of 20, that the transliteration of all other names turns into another."""
     cognates: float = Field(0.4, ge=0, le=1)
     """Probability that another word is the same in both languages."""
+    mixed: float = Field(0.2, ge=0, le=0.5)
+    """Probability that a sentence, or a phrase of it, has the order of words that is usual in the other language."""
     typical: float = Field(0.9, ge=0, le=1)
     """Probability that a name has an ending that is typical of its kind."""
     length: int = Field(160, ge=32)

@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from kdbench.tracks.llm.kinds.base import Kind
 
 KINDS = {
-    "text": "text:Text",
-    "hf-text": "text:HubText",
-    "text-ood": "ood:TextOod",
-    "lengths": "lengths:Lengths",
-    "instruct": "instruct:Instruct",
-    "hf-instruct": "instruct:HubInstruct",
-    "icl": "icl:Icl",
-    "reviews": "classify:Reviews",
-    "docstrings": "classify:Docstrings",
-    "docstring-seeds": "seeds:SeedDocstrings",
-    "ner": "ner:Ner",
+    "text": "kdbench.tracks.llm.kinds.text:Text",
+    "hf-text": "kdbench.tracks.llm.kinds.text:HubText",
+    "text-ood": "kdbench.tracks.llm.kinds.ood:TextOod",
+    "lengths": "kdbench.tracks.llm.kinds.lengths:Lengths",
+    "instruct": "kdbench.tracks.llm.kinds.instruct:Instruct",
+    "hf-instruct": "kdbench.tracks.llm.kinds.instruct:HubInstruct",
+    "icl": "kdbench.tracks.llm.kinds.icl:Icl",
+    "reviews": "kdbench.tracks.llm.kinds.classify:Reviews",
+    "docstrings": "kdbench.tracks.llm.kinds.classify:Docstrings",
+    "docstring-seeds": "kdbench.tracks.llm.kinds.seeds:SeedDocstrings",
+    "ner": "kdbench.tracks.llm.kinds.ner:Ner",
 }
 """``data.kind`` to module and class; imported when a task asks for it."""
 
 
-def kind_named(name: str) -> type[Kind]:
-    """The class of a value of ``data.kind``."""
-    module, _, cls = KINDS[name].partition(":")
-    found: type[Kind] = getattr(import_module(f"{__name__}.{module}"), cls)
+def load_kind(path: str) -> type[Kind]:
+    """The class at ``module:Class``."""
+    module, _, cls = path.partition(":")
+    found: type[Kind] = getattr(import_module(module), cls)
     return found

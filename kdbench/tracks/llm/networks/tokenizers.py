@@ -1,4 +1,4 @@
-"""Tokenizers: byte-level BPE and plain bytes, trained locally on the training data of a task."""
+"""Tokenizers: byte-level BPE, plain bytes and printable characters, made locally of the training data of a task."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from kdbench.cache import Cache
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 SPECIALS = (PAD, BOS, EOS)
-SIZES = {"bytes": 256 + len(SPECIALS), "bpe512": 512, "bpe1024": 1024, "bpe2048": 2048}
+SEP, UNKNOWN = "<sep>", "<unk>"
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+"""What the tokenizer ``chars`` knows: one token a character, all others are unknown."""
+SIZES = {
+    "bytes": 256 + len(SPECIALS),
+    "chars": len(SPECIALS) + 2 + len(CHARACTERS),
+    "bpe512": 512,
+    "bpe1024": 1024,
+    "bpe2048": 2048,
+}
 """Vocabulary sizes, special tokens included."""
 LEARN_FROM = 3_000_000
 """Characters of training text that merges are learned from at most."""
@@ -33,6 +42,16 @@ def train(texts: Iterable[str], size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_limited(texts), trainer)
+    return tokenizer
+
+
+def characters() -> Tokenizer:
+    """One token for each printable character of ASCII and the line break, ``<sep>``, and ``<unk>`` for the others."""
+    vocabulary = {token: place for place, token in enumerate((*SPECIALS, SEP, UNKNOWN, *CHARACTERS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.add_special_tokens([*SPECIALS, SEP, UNKNOWN])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
     return tokenizer
 
 
@@ -56,7 +75,8 @@ def get(name: str, key: Any, texts: Callable[[], Iterable[str]], cache: Cache) -
     """The tokenizer ``name`` of the data that ``key`` identifies; trained on ``texts()`` if not in the cache."""
 
     def make(folder: Path) -> None:
-        train(texts(), SIZES[name]).save(str(folder / "tokenizer.json"))
+        tokenizer = characters() if name == "chars" else train(texts(), SIZES[name])
+        tokenizer.save(str(folder / "tokenizer.json"))
 
     folder = cache.get("tokenizer", {"track": "llm", "tokenizer": name, "data": key}, make)
     return wrap(Tokenizer.from_file(str(folder / "tokenizer.json")))

@@ -1,0 +1,1 @@
+"""Data of the track: procedural problems with one right answer, formats, scenes."""

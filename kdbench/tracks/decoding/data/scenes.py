@@ -1,0 +1,176 @@
+"""Pictures of coloured shapes on a grid, and questions about them with one right answer each.
+
+A scene has one to four shapes in the cells of a 4 x 4 grid, named as on a chess board: ``b3`` is the second column and
+the third row from the top. No two shapes of a scene are alike, so that every question has one answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from kdbench.tracks.decoding.data import problems
+from kdbench.tracks.decoding.data.problems import Problem
+from kdbench.tracks.decoding.data.specs import ScenesData
+
+SIZE = 48
+"""Pixels of a side."""
+GRID = 4
+CELL = SIZE // GRID
+COLUMNS = "abcd"
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (50, 80, 230),
+    "gold": (235, 190, 40),
+    "pink": (240, 130, 190),
+    "white": (235, 235, 235),
+}
+SHAPES = ("disc", "square", "cross", "ring")
+QUESTIONS = ("caption", "row", "column", "where", "what", "count")
+WEIGHTS = (0.35, 0.15, 0.15, 0.15, 0.1, 0.1)
+"""How often each kind of question is asked."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape and where it is."""
+
+    colour: str
+    form: str
+    column: int
+    """0 to 3, from the left."""
+    row: int
+    """0 to 3, from the top."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.form}"
+
+    @property
+    def cell(self) -> str:
+        """The cell as questions name it.
+
+        >>> Shape("red", "disc", 1, 2).cell
+        'b3'
+        """
+        return f"{COLUMNS[self.column]}{self.row + 1}"
+
+
+@dataclass(frozen=True)
+class Scene(Problem):
+    """A question about a picture, and what the picture shows."""
+
+    shapes: tuple[Shape, ...] = ()
+    """In reading order."""
+    paint: int = 0
+    """Seed of the background and of the shades."""
+
+    @property
+    def content(self) -> str:
+        """What the picture shows, whatever is asked."""
+        return listing(self.shapes)
+
+    def check(self, response: str) -> bool:
+        """Whether ``response`` is the right answer, word for word."""
+        return response.strip() == self.answer
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Scene:
+        return cls(**{**row, "shapes": tuple(Shape(**shape) for shape in row["shapes"])})
+
+
+def listing(shapes: Sequence[Shape]) -> str:
+    """Shapes as a sentence lists them.
+
+    >>> listing([Shape("red", "disc", 0, 0), Shape("blue", "ring", 1, 0)])
+    'a red disc at a1 and a blue ring at b1'
+    """
+    parts = [f"a {shape.name} at {shape.cell}" for shape in shapes]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def arrangement(rng: np.random.Generator, most: int) -> tuple[Shape, ...]:
+    """One to ``most`` different shapes in different cells, in reading order."""
+    count = int(rng.integers(1, most + 1))
+    cells = sorted(rng.choice(GRID * GRID, size=count, replace=False).tolist())
+    looks = rng.choice(len(COLOURS) * len(SHAPES), size=count, replace=False).tolist()
+    colours = list(COLOURS)
+    return tuple(
+        Shape(colours[look // len(SHAPES)], SHAPES[look % len(SHAPES)], cell % GRID, cell // GRID)
+        for cell, look in zip(cells, looks, strict=True)
+    )
+
+
+def ask(rng: np.random.Generator, kind: str, shapes: Sequence[Shape]) -> tuple[str, str]:
+    """Question and answer of one of :data:`QUESTIONS` about the shapes of a scene."""
+    if kind == "caption":
+        return "What do you see?", f"I see {listing(shapes)}."
+    if kind == "count":
+        return "How many shapes?", f"There {'is' if len(shapes) == 1 else 'are'} {len(shapes)}."
+    if kind == "where":
+        shape = shapes[rng.integers(len(shapes))]
+        return f"Where is the {shape.name}?", f"The {shape.name} is at {shape.cell}."
+    # half of these ask for a place that has something
+    place = shapes[rng.integers(len(shapes))]
+    column, row = (place.column, place.row) if rng.random() < 0.5 else rng.integers(GRID, size=2).tolist()
+    if kind == "what":
+        found = [shape for shape in shapes if (shape.column, shape.row) == (column, row)]
+        cell = Shape("", "", column, row).cell
+        return f"What is at {cell}?", f"At {cell} is {f'a {found[0].name}' if found else 'nothing'}."
+    name, here = (f"row {row + 1}", [shape for shape in shapes if shape.row == row])
+    if kind == "column":
+        name, here = (f"column {COLUMNS[column]}", [shape for shape in shapes if shape.column == column])
+    return f"What is in {name}?", f"In {name} is {listing(here) if here else 'nothing'}."
+
+
+def scene(rng: np.random.Generator, most: int, template: str) -> Scene:
+    """One question about one picture; ``template`` has the places ``{image}`` and ``{question}``."""
+    shapes = arrangement(rng, most)
+    kind = QUESTIONS[rng.choice(len(QUESTIONS), p=WEIGHTS)]
+    question, answer = ask(rng, kind, shapes)
+    prompt = template.replace("{question}", question)
+    return Scene(prompt, answer, answer, kind, shapes, int(rng.integers(2**31)))
+
+
+def make_scenes(data: ScenesData, split: str, count: int) -> list[Scene]:
+    """``count`` questions of a split; the pictures of the splits are disjoint (see :func:`problems.generate`)."""
+    make = partial(scene, most=data.shapes, template=data.template)
+    return problems.generate(make, split, count, data.seed)
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def outline(form: str) -> np.ndarray:
+    """Where a cell is covered by a shape, (12, 12) bool."""
+    y, x = np.mgrid[:CELL, :CELL] - (CELL - 1) / 2
+    radius = np.hypot(x, y)
+    inner = CELL / 2 - 1
+    if form == "disc":
+        return radius <= inner
+    if form == "ring":
+        return (radius <= inner) & (radius >= inner - 2)
+    if form == "square":
+        return (abs(x) <= inner - 1) & (abs(y) <= inner - 1)
+    return ((abs(x) <= 1) | (abs(y) <= 1)) & (abs(x) <= inner) & (abs(y) <= inner)
+
+
+def render(item: Scene) -> np.ndarray:
+    """The picture of a scene: (3, 48, 48) uint8, the same for the same scene on every machine."""
+    rng = np.random.default_rng([item.paint, 0x5CE])
+    canvas = np.full((3, SIZE, SIZE), rng.integers(10, 70), dtype=np.int64)
+    for shape in item.shapes:
+        colour = np.array(COLOURS[shape.colour]) + rng.integers(-15, 16, size=3)
+        top, left = shape.row * CELL, shape.column * CELL
+        cell = canvas[:, top : top + CELL, left : left + CELL]
+        cell[:, outline(shape.form)] = colour[:, None]
+    canvas += rng.integers(-6, 7, size=canvas.shape)
+    return canvas.clip(0, 255).astype(np.uint8)

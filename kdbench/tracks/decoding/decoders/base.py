@@ -1,0 +1,99 @@
+"""What a way to decode is: the thing that methods of the track return and that boards compare."""
+
+from __future__ import annotations
+
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from kdbench.errors import ArtifactError, did_you_mean
+from kdbench.tracks.decoding.decoders.session import Counter
+
+__all__ = ["Counter", "Decoded", "Decoder", "decoder_of_kind"]
+
+
+@dataclass
+class Decoded:
+    """What was written after each prompt, and what it has cost."""
+
+    tokens: list[list[int]]
+    """Response ids of each prompt, the end token included where it was given."""
+    forwards: list[int]
+    """Forwards of the target in which the row of each prompt took part, without the prefill."""
+    extra: dict[str, list[float]] = field(default_factory=dict)
+    """Further counts by prompt: ``proposed``, ``accepted``, ``draft_forwards``, ..."""
+    counters: dict[str, Counter] = field(default_factory=dict)
+    """What each model was asked in all, over the whole batch: ``target``, ``draft``."""
+
+    @property
+    def block_efficiency(self) -> float:
+        """Tokens per forward of the target, over all prompts (tau)."""
+        return sum(map(len, self.tokens)) / max(1, sum(self.forwards))
+
+
+class Decoder(ABC):
+    """A way to decode with the task's target. Subclasses are found by their :attr:`kind` when they are loaded."""
+
+    kind: ClassVar[str] = ""
+    own_target: ClassVar[bool] = False
+    """Whether it writes with a model of its own, so that nothing is lossless with respect to the task's target."""
+    kinds: ClassVar[dict[str, type[Decoder]]] = {}
+
+    def __init_subclass__(cls, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        if cls.kind:
+            known = Decoder.kinds.setdefault(cls.kind, cls)
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise TypeError(f"{known.__module__} and {cls.__module__} both have a decoder of kind {cls.kind!r}")
+
+    @abstractmethod
+    def decode(
+        self,
+        target: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new: int,
+        eos: int,
+        pad: int,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Decoded:
+        """Continue each prompt by up to ``max_new`` tokens or to ``eos``; ``temperature`` 0 is greedy.
+
+        Raises ``ValueError`` where sampling has no ``generator``.
+        """
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Networks that it has beside the task's target."""
+        return {}
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write everything that :meth:`load` needs."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, task: Any) -> Decoder:
+        """Read what :meth:`save` wrote; ``task`` is the :class:`~kdbench.tracks.decoding.task.DecodingTask`."""
+
+
+def decoder_of_kind(kind: str) -> type[Decoder]:
+    """The class of a saved decoder: of the track's own modules, or of a plugin that has been imported.
+
+    Raises ``ArtifactError`` for a kind that none of them defines.
+    """
+    package = import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        import_module(f"{__package__}.{module.name}")
+    if kind not in Decoder.kinds:
+        raise ArtifactError(
+            f"no decoder is of kind {kind!r}", hint=did_you_mean(kind, sorted(Decoder.kinds), label="kinds")
+        )
+    return Decoder.kinds[kind]

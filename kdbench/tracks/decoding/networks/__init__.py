@@ -1,0 +1,1 @@
+"""Networks of the track beside causal language models."""
