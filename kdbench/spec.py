@@ -116,8 +116,10 @@ class TaskSpec(SpecModel):
 
     def identity(self) -> dict[str, Any]:
         """What results depend on: everything but titles, the timeout and what is only said about metrics."""
-        about = {"headline": {"clock"}, "metrics": {"__all__": {"clock"}}}
-        return self.model_dump(mode="json", exclude={"title": True, "timeout": True, **about})
+        return self.model_dump(
+            mode="json",
+            exclude={"title": True, "timeout": True, "headline": {"clock"}, "metrics": {"__all__": {"clock"}}},
+        )
 
     def teacher_key(self) -> str | None:
         """Digest of all that decides the teacher, or None where the task has no teacher to prepare."""

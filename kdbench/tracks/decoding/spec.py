@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdbench.spec import SpecModel
 from kdbench.tracks.decoding.data.specs import DecodingData
 from kdbench.tracks.decoding.kinds import KINDS
-from kdbench.tracks.llm.spec import Evaluation, LLMSpec, split_fields
+from kdbench.tracks.llm.spec import Evaluation, Hub, LLMSpec, Net, SmolLM2, split_fields
 
 
 class DecodingGate(SpecModel):
@@ -36,6 +36,32 @@ class DecodingEvaluation(Evaluation):
     """Prompts that decoder and target are timed on, one at a time and in turns."""
 
 
+class Vlm(Net):
+    """A LLaVA built from a configuration: a CLIP vision tower, a projector of two layers and a Llama."""
+
+    kind: Literal["vlm"] = "vlm"  # type: ignore[assignment]
+    family: Literal["llava"] = "llava"  # type: ignore[assignment]
+    image: int = Field(48, ge=8)
+    """Pixels of a side of a picture."""
+    patch: int = Field(6, ge=1)
+    """Pixels of a side of a patch; each is a visual token."""
+    vision_layers: int = Field(2, ge=1)
+    vision_width: int = Field(64, ge=8)
+    vision_heads: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _vision(self) -> Vlm:
+        if self.image % self.patch:
+            raise ValueError(f"image {self.image} is not a multiple of patch {self.patch}")
+        if self.vision_width % self.vision_heads:
+            raise ValueError(f"vision_width {self.vision_width} is not a multiple of vision_heads {self.vision_heads}")
+        return self
+
+    @property
+    def visual_tokens(self) -> int:
+        return (self.image // self.patch) ** 2
+
+
 class DecodingSpec(LLMSpec):
     """A task of the track ``decoding``: teacher is the target, student the draft."""
 
@@ -43,6 +69,7 @@ class DecodingSpec(LLMSpec):
     floor: str = "sd_init"
     ceiling: str = "self_draft"
     data: DecodingData  # type: ignore[assignment]
+    teacher: Annotated[Net | Vlm | Hub | SmolLM2, Field(discriminator="kind")]  # type: ignore[assignment]
     evaluation: DecodingEvaluation = DecodingEvaluation()
     gate: DecodingGate | None = None  # type: ignore[assignment]
 

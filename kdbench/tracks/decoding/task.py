@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from kdbench.errors import ArtifactError
+from kdbench.errors import ArtifactError, JobError
 from kdbench.task import Scores
 from kdbench.track import Track
 from kdbench.tracks.decoding import TRACK
 from kdbench.tracks.decoding.blocks.acceptance import alpha_exact
+from kdbench.tracks.decoding.data.pictures import pictures_of, with_pictures
+from kdbench.tracks.decoding.data.specs import ScenesData
 from kdbench.tracks.decoding.decoders.autoregressive import Autoregressive
 from kdbench.tracks.decoding.decoders.base import Decoded, Decoder, decoder_of_kind
-from kdbench.tracks.decoding.spec import DecodingSpec
+from kdbench.tracks.decoding.spec import DecodingSpec, Vlm
 from kdbench.tracks.llm.data.encoding import TextBatch
-from kdbench.tracks.llm.generation import Responses, as_batch
+from kdbench.tracks.llm.generation import Prompts, Responses, as_batch
 from kdbench.tracks.llm.networks.tokenizers import pad_id
+from kdbench.tracks.llm.spec import Hub, Net
 from kdbench.tracks.llm.task import LLMTask
 
 
@@ -83,7 +87,7 @@ class DecodingTask(LLMTask):
         tokens = self.responses(split, temperature, count)
         prompts = self.prompts_of(split, torch.arange(len(tokens)))
         responses = Responses(tokens, [[0.0] * len(row) for row in tokens])
-        return as_batch(prompts, responses, pad_id(self.tokenizer)).to(self.device)
+        return with_pictures(as_batch(prompts, responses, pad_id(self.tokenizer)), prompts.ids).to(self.device)
 
     @torch.no_grad()
     def acceptance(self, draft: nn.Module, split: str = "val", temperature: float = 1.0) -> float:
@@ -100,7 +104,45 @@ class DecodingTask(LLMTask):
             draft.train(was_training)
         return float(alpha_exact(tokens.student, tokens.teacher, temperature=temperature).mean())
 
+    def rollout(self, model: nn.Module, prompts: Prompts, **sampling: Any) -> TextBatch:
+        """As for language models; prompts with pictures are continued without ``top_p`` and ``top_k``."""
+        if pictures_of(prompts.ids) is None:
+            return super().rollout(model, prompts, **sampling)
+        if sampling.pop("top_p", 1.0) < 1 or sampling.pop("top_k", 0) > 0:
+            raise JobError("prompts with pictures are continued from the whole distribution: leave out top_p and top_k")
+        pad = pad_id(self.tokenizer)
+        options = {"max_new": 32, "temperature": 1.0, **sampling}
+        written = Autoregressive().decode(model, prompts.ids, eos=self.tokenizer.eos_token_id, pad=pad, **options)
+        self.budget.spend("generated_tokens", sum(map(len, written.tokens)))
+        if self.phase == "train" and model is self._teacher:
+            self.budget.spend("teacher_queries", len(prompts))
+        responses = Responses(written.tokens, [[0.0] * len(row) for row in written.tokens])
+        batch = as_batch(prompts, responses, pad)
+        return with_pictures(replace(batch, logprobs=None), prompts.ids).to(self.device)
+
     # --- the task -----------------------------------------------------------------------------------------------------
+
+    def _build(self, net: Net) -> nn.Module:
+        if isinstance(net, Vlm):
+            from kdbench.tracks.decoding.networks.vlm import build
+
+            return build(net, self.tokenizer)
+        return super()._build(net)
+
+    def load_teacher(self) -> nn.Module:
+        target = self.spec.teacher
+        if isinstance(self.spec.data, ScenesData):
+            from kdbench.tracks.decoding.networks.vlm import load, stored
+
+            return load(target, self.device) if isinstance(target, Hub) else stored(self.teacher_folder())
+        return super().load_teacher()
+
+    def build_teacher(self) -> nn.Module:
+        if isinstance(self.spec.data, ScenesData) and isinstance(self.spec.teacher, Hub):
+            from kdbench.tracks.decoding.networks.vlm import Llava, config_of
+
+            return Llava(config_of(self.spec.teacher))
+        return super().build_teacher()
 
     def prepare(self) -> None:
         """As for language models, with the target's own responses to the validation and test prompts."""

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from kdbench.errors import Problem
 from kdbench.spec import SpecModel, TaskSpec, digest
-from kdbench.tracks.llm.data.specs import Data, HubInstructData, HubTextData
+from kdbench.tracks.llm.data.specs import Data, HubInstructData, HubTextData, SeedDocstringsData
 from kdbench.tracks.llm.kinds import KINDS
 from kdbench.tracks.llm.networks import smollm
 
@@ -21,6 +21,8 @@ from kdbench.tracks.llm.networks import smollm
 
 DATA_FORMAT = 1
 """Bumped when the encoding of the same data changes."""
+AUTHOR_FORMAT = 1
+"""Bumped when the rows that authors are trained on change."""
 OUTPUT_SPLITS = ("train", "val")
 """Splits on which a teacher's outputs are kept."""
 
@@ -210,6 +212,8 @@ class LLMSpec(TaskSpec):
                 needs += [("outputs", self.outputs_key(split), title.format(split)) for split in OUTPUT_SPLITS]
         if isinstance(self.student, Net) and self.student.stages:
             needs.append(("teacher", self.student_identity(), f"initial student of {self.name}"))
+        if self.author_net() is not None:
+            needs.append(("teacher", self.author_identity(), f"author of {self.name}"))
         if self.gate is not None and not isinstance(self.teacher, Hub):
             needs.append(("gap", self.gap_key(), f"capacity gap of {self.name}"))
         return needs
@@ -258,6 +262,27 @@ class LLMSpec(TaskSpec):
         return {**self.teacher_identity(), "role": "student", "model": self.student.model_dump(mode="json")} | (
             {"data": self.data.decides_teacher()} if not isinstance(self.teacher, Net) else {}
         )
+
+    def author_net(self) -> Net | None:
+        """The causal language model, as large as the teacher, that writes texts of the classes; None: there is none."""
+        if not isinstance(self.data, SeedDocstringsData) or not isinstance(self.teacher, Net):
+            return None
+        stage = Stage(objective="lm", steps=self.data.author.steps, batch_size=16, lr=self.data.author.lr)
+        teacher = self.teacher
+        return Net(layers=teacher.layers, width=teacher.width, heads=teacher.heads, stages=(stage,))
+
+    def author_identity(self) -> dict[str, Any]:
+        """Everything that decides the author's weights."""
+        net = self.author_net()
+        return {
+            "track": "llm",
+            "role": "author",
+            "data": self.data.decides_teacher(),
+            "tokenizer": self.tokenizer,
+            "model": None if net is None else net.model_dump(mode="json"),
+            "seed": self.teacher_seed,
+            "format": AUTHOR_FORMAT,
+        }
 
     def problems(self) -> list[Problem]:
         """Missing packages, folders and files, each with what to do."""

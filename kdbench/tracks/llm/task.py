@@ -38,7 +38,7 @@ class LLMTask(Task):
 
     def __init__(self, spec: LLMSpec, *, cache: Cache | None = None, **rest: Any) -> None:
         """See :class:`kdbench.task.Task`; without ``cache`` the default one with the track's pack is used."""
-        packs = (self.home.packs,) if self.home.packs is not None else ()
+        packs = tuple(track.packs for track in (self.home, TRACK) if track.packs is not None)
         super().__init__(spec, cache=cache if cache is not None else Cache(packs=packs), **rest)
         # not on the model: a checkpoint could not tell whether a tokenizer that hangs there changes
         self._adopted: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -167,7 +167,7 @@ class LLMTask(Task):
         config = AutoConfig.from_pretrained(
             local_or_hub(hub.name), revision=hub.revision, trust_remote_code=hub.trust_remote_code
         )
-        return int(config.vocab_size)
+        return int(config.get_text_config().vocab_size)
 
     def build_student(self) -> nn.Module:
         student = self.spec.student
@@ -274,7 +274,7 @@ class LLMTask(Task):
         return self.cache.get("teacher", identity, make)
 
     def prepare(self) -> None:
-        """Data, tokenizer, teacher, student initialisation, cached outputs and the capacity gap."""
+        """Data, tokenizer, teacher, student initialisation, author, cached outputs and the capacity gap."""
         for name in self.kind.names:
             self._data.split(name)
         if isinstance(self.spec.teacher, Net):
@@ -283,6 +283,7 @@ class LLMTask(Task):
             self.load_teacher()
         if isinstance(self.spec.student, Net) and self.spec.student.stages:
             self._trained(self.spec.student, self.spec.student_identity())
+        self.kind.prepare(self)
         if self.spec.outputs is not None:
             for name in OUTPUT_SPLITS:
                 self._outputs.get(name)
@@ -397,7 +398,7 @@ class LLMTask(Task):
         """As :meth:`prompts`, those of chosen ``rows`` (N,) of the split, in their order."""
         chosen = self.split(split)
         sequences = chosen.sequences
-        ids = [sequences.ids[row, : self.kind.prompt_tokens(sequences, row)].tolist() for row in rows.tolist()]
+        ids = [sequences.prompt(row, self.kind.prompt_tokens(sequences, row)) for row in rows.tolist()]
         return Prompts(ids, rows, split)
 
     def rollout(

@@ -46,6 +46,7 @@ from kdbench.tracks.llm.blocks.counterfactuals import (
     unit,
 )
 from kdbench.tracks.llm.blocks.distraction import attention_on_distractors, detection, resistance
+from kdbench.tracks.llm.data.specs import InstructData
 from kdbench.training.loaders import cycle
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ PAPER = Paper(
     url="https://github.com/RUCBM/LeaF",
     track="llm",
     source="code",
-    tasks=["instruct"],
+    tasks=["instruct-distractors"],
     requires=["logits", "weights"],
     tags=["off-policy", "data-augmentation", "attention", "gradients"],
     claims=[
@@ -68,42 +69,42 @@ PAPER = Paper(
             metric="exact_match_distracted",
             subject="leaf",
             reference={"method": "leaf", "params": {"prune": "none"}},
-            tasks=["instruct"],
+            tasks=["instruct-distractors"],
             note="At equal steps the student answers more instructions with an irrelevant sentence than plain KD.",
         ),
         Compare(
             metric="exact_match",
             subject="leaf",
             reference="kd_fkl",
-            tasks=["instruct"],
+            tasks=["instruct-distractors"],
             note="It is also better on all instructions.",
         ),
         Compare(
             metric="exact_match",
             subject="leaf",
             reference={"method": "leaf", "params": {"prune": "random"}},
-            tasks=["instruct"],
+            tasks=["instruct-distractors"],
             note="Tokens that the gradients choose are better to prune than random ones.",
         ),
         Compare(
             metric="exact_match",
             subject="leaf",
             reference={"method": "leaf", "params": {"prune": "perplexity"}},
-            tasks=["instruct"],
+            tasks=["instruct-distractors"],
             note="They are better to prune than the tokens of the highest perplexity.",
         ),
         Compare(
             metric="detection_auc",
             subject="leaf",
             reference=0.5,
-            tasks=["instruct"],
+            tasks=["instruct-distractors"],
             note="The difference of the gradients finds irrelevant sentences better than chance.",
         ),
         Compare(
             metric="attention_distractor",
             subject="leaf",
             reference={"method": "leaf", "params": {"prune": "none"}},
-            tasks=["instruct"],
+            tasks=["instruct-distractors"],
             direction="min",
             note="The answers pay less attention to irrelevant sentences.",
         ),
@@ -232,7 +233,7 @@ def evaluate(task, model, params):
     values = task.score(model)
     if params.prune != "none":
         values |= json.loads(task.artifact("detection.json").read_text())
-    if task.spec.data.kind != "instruct":  # no irrelevant sentences are known
+    if not isinstance(task.spec.data, InstructData):  # no irrelevant sentences are known
         return values
     resisted, table = resistance(task, model)
     task.artifact("distraction.json").write_text(json.dumps(table, indent=1) + "\n")

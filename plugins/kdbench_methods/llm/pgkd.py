@@ -7,16 +7,17 @@ A teacher that writes grows a student's few labelled texts, told again and again
 3. mine hard negatives, the mistakes that it is surest of, with their true classes;
 4. send the teacher the classes, right and wrong examples, hard negatives and the report. It writes ``per_round`` texts,
    the more of a class the lower its F1 and the oftener it is confused, starting from the hard negatives;
-5. drop what a verifying classifier finds improbable, what repeats validation data (the guard: they are shown to
+5. drop what the verifier takes for a text of another class, what repeats validation data (the guard: they are shown to
    the teacher, and never trained on) and what repeats itself; add the rest.
 
 It ends after ``rounds``, or when the validation score has not improved for ``patience`` of them, with the best weights.
 ``feedback`` holds the comparisons: the same loop with even quotas and nothing told, all texts at once, the seeds alone.
 
 The teacher that writes is a small language model of the pool of all docstrings, conditioned on a class and an example,
-made once for each task; its teacher that verifies is the task's. ``author="hosted"`` asks a model behind an endpoint of
-the OpenAI protocol in its place. ``evaluate`` adds the F1 of the tail, the accuracy of the author asked to classify,
-FLOPs of each for a thousand predictions, what the loop did, and the share of written texts that repeat test data.
+which comes with the task. It also checks what it has written: by the probability of a text under each class.
+``author="hosted"`` asks a model behind an endpoint of the OpenAI protocol in its place. ``evaluate`` adds the F1 of the
+tail, the accuracy of the author asked to classify, FLOPs of each for a thousand predictions, what the loop did, and the
+share of written texts that repeat test data.
 Prompting Claude 3 and a BERT student on AG News to Amazon Reviews (335 classes) are out of reach at this scale.
 """
 
@@ -31,7 +32,6 @@ from kdbench.tracks.llm.blocks.authors import (
     LocalAuthor,
     Request,
     asked_to_classify,
-    author_net,
     author_network,
     per_thousand,
 )
@@ -116,14 +116,14 @@ class PgkdParams(Params):
     mined: Literal["train", "both"] = Field("both", description="where mistakes are looked for; both: validation, too")
     shown: int = Field(16, ge=0, le=10000, description="examples, mistakes and hard negatives in a request, of each")
     confusion_weight: float = Field(1.0, ge=0, le=100, description="of confusions beside 1 - F1 in the quotas")
-    verifier: bool = Field(True, description="texts that the task's teacher takes for other classes are dropped")
+    verifier: Literal["author", "classifier", "none"] = Field(
+        "author", description="who checks labels: the teacher that wrote the texts, the task's classifier, or nobody"
+    )
     verify_top: int = Field(
-        3, ge=1, le=1000, description="the label has to be among this many classes that it finds most probable"
+        1, ge=1, le=1000, description="the label has to be among this many classes that it finds most probable"
     )
     overlap: float = Field(0.5, ge=0, le=1, description="guard: largest share of runs of four words in common")
     author: Literal["local", "hosted"] = Field("local", description="who writes: the language model, or an endpoint")
-    author_steps: float = Field(1.2, gt=0, le=100, description="local: steps for each step of the task's teacher")
-    author_lr: float = Field(2e-3, gt=0, le=1, description="local: its learning rate")
     temperature: float = Field(0.8, gt=0, le=10, description="at which texts are written")
     top_p: float = Field(0.95, gt=0, le=1, description="local: probability that tokens are drawn from")
     base_url: str = Field("", description="hosted: address up to and without /chat/completions")
@@ -137,8 +137,7 @@ def author_of(task, params):
     if params.author == "hosted":
         where = {name: getattr(params, name) for name in ("base_url", "model", "key_env", "temperature")}
         return HostedAuthor(**where, spend=task.budget.spend)
-    network = author_network(task, author_net(task, params.author_steps, params.author_lr))
-    return LocalAuthor(task, network, params.temperature, params.top_p)
+    return LocalAuthor(task, author_network(task), params.temperature, params.top_p)
 
 
 def encoded(task, data):
@@ -169,14 +168,16 @@ def request_of(task, params, student, data, rng):
     return Request(task.class_names, tuple(wanted.tolist()), tuple(right), tuple(others), tuple(surest), found)
 
 
-def admitted(task, params, guard, written):
+def admitted(task, params, guard, author, written):
     """Written texts (text, label) that the verifier and the guard let through, and how many the verifier did not."""
-    if params.verifier and written:
-        logits = class_logits(task.teacher(), encoded(task, written), "", task.device)
-        likely = logits.topk(min(params.verify_top, task.num_classes), dim=1).indices.tolist()
+    agreed, top = written, min(params.verify_top, task.num_classes)
+    if params.verifier != "none" and written:
+        if params.verifier == "author":
+            likely = author.probable([text for text, _ in written], task.class_names, top)
+        else:
+            logits = class_logits(task.teacher(), encoded(task, written), "", task.device)
+            likely = logits.topk(top, dim=1).indices.tolist()
         agreed = [pair for pair, guesses in zip(written, likely, strict=True) if pair[1] in guesses]
-    else:
-        agreed = written
     return [pair for pair in agreed if pair[0] and guard.admit(pair[0])], len(written) - len(agreed)
 
 
@@ -200,7 +201,7 @@ def train(task, params):
         if author is not None and (number == 0 or params.feedback != "one-shot"):
             request = request_of(task, params, student, data, rng)
             written = author.generate(request)
-            new, refused = admitted(task, params, guard, written)
+            new, refused = admitted(task, params, guard, author, written)
             data += new
             counts = {"written": len(written), "refused": refused, "leaks": guard.leaks, "repeats": guard.repeats}
             rounds[-1] |= counts | {"added": len(new), "request": asdict(request)}
@@ -245,7 +246,7 @@ def evaluate(task, model, params):
     (mine, seconds), (theirs, slow) = per_thousand(task, model), per_thousand(task, task.teacher())
     values |= {"gflops_per_1k": mine, "gflops_per_1k_teacher": theirs, "teacher_cost_ratio": theirs / mine}
     if params.author == "local" and params.feedback != "seeds":
-        asked = asked_to_classify(task, author_net(task, params.author_steps, params.author_lr), params.zero_shot)
+        asked = asked_to_classify(task, params.zero_shot)
         values |= {f"author_{name}": value for name, value in asked.items()}
     by_class = {name: asdict(row) for name, row in zip(task.class_names, found.report, strict=True)}
     # wall-clock is no metric: it differs from run to run

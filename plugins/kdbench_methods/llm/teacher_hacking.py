@@ -146,8 +146,8 @@ class TeacherHackingParams(Params):
     beta: float = Field(0.5, ge=0, le=1, description="jsd: weight of the teacher in the mixture")
     sft_share: float = Field(0.2, ge=0, lt=1, description="of the student's steps that stage 1 takes")
     sft_prompts: int = Field(2000, ge=1, le=10_000_000, description="of stage 1, at most half of the training data")
-    teacher_layers: int = Field(3, ge=1, le=96, description="layers of p")
-    teacher_width: int = Field(96, ge=8, le=16384, description="width of p, a multiple of its four heads")
+    teacher_layers: int = Field(4, ge=1, le=96, description="layers of p")
+    teacher_width: int = Field(112, ge=8, le=16384, description="width of p, a multiple of its four heads")
     teacher_lm_steps: float = Field(
         3.0, ge=0, le=1000, description="pre-training of p on the task's text, as a multiple of the task's steps"
     )

@@ -32,8 +32,9 @@ def registry() -> Registry:
 
 
 def job_of(registry: Registry, slug: str, task: str, seed: int, overrides: Any, params: Mapping[str, Any]) -> Job:
-    """A job of a method of the track on a smoke task."""
-    method, spec = registry.method(f"llm/{slug}"), registry.task(f"llm/{task}", "smoke", overrides)
+    """A job of a method of the track (or of another one: ``decoding/kd_fkl``) on a smoke task."""
+    track, slug = slug.split("/") if "/" in slug else ("llm", slug)
+    method, spec = registry.method(f"{track}/{slug}"), registry.task(f"{track}/{task}", "smoke", overrides)
     return Job(
         method=method.key,
         method_digest=method.digest,
@@ -41,7 +42,7 @@ def job_of(registry: Registry, slug: str, task: str, seed: int, overrides: Any, 
         task=spec.name,
         spec=spec.identity(),
         seed=seed,
-        track_version=registry.tracks["llm"].version,
+        track_version=registry.tracks[track].version,
         method_file=method.path,
         module=method.module,
     )

@@ -47,6 +47,12 @@ def test_both_divergences_are_minimised_and_everything_is_measured(run, tmp_path
     assert all(set(row) == {"plain", "with"} for row in table.values())
 
 
+def test_it_runs_where_irrelevant_sentences_speak_of_what_is_asked_about(run):
+    extra = run("leaf", "instruct-distractors", **ALL).outcome.extra
+    assert 0 < extra["detection_auc"] < 1
+    assert {"exact_match_plain", "exact_match_distracted", "attention_distractor"} <= set(extra)
+
+
 def test_where_teacher_and_student_are_one_nothing_confounds(task):
     contexts = contexts_of(task.train_items(), task.tokenizer)
     scores = score(task, LeafParams(), task.teacher(), contexts)

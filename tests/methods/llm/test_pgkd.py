@@ -42,6 +42,9 @@ class Scripted:
         self.requests.append(request)
         return self.write(request)
 
+    def probable(self, texts, classes, top):
+        return [(0,)] * len(texts)
+
 
 def rounds_of(task) -> dict:
     return json.loads((task.folder / "artifacts" / "rounds.json").read_text())
@@ -96,13 +99,21 @@ def test_the_verifier_and_the_guard_let_little_through(task):
     right, wrong = int(logits.argmax()), int(logits.argmin())
     leak = task.split("val").rows[0].text
     written = [(text, wrong), (text, right), (text, right), (leak, 0), (leak, 1), (leak, 2), (leak, 3)]
-    kept, refused = admitted(task, PgkdParams(verify_top=1), guard, written)
+    classifier = {"verifier": "classifier", "verify_top": 1}
+    kept, refused = admitted(task, PgkdParams(**classifier), guard, None, written)
     assert kept == [(text, right)]
     assert refused == 4
     assert (guard.leaks, guard.repeats) == (1, 1)
-    assert admitted(task, PgkdParams(verifier=False), Guard(), [(text, wrong), ("", 0)]) == ([(text, wrong)], 0)
+    assert admitted(task, PgkdParams(verifier="none"), Guard(), None, [(text, wrong), ("", 0)]) == ([(text, wrong)], 0)
     everything = [(text, label) for label in range(4)]
-    assert admitted(task, PgkdParams(verify_top=3), Guard(), everything)[1] == 1
+    assert admitted(task, PgkdParams(**classifier | {"verify_top": 3}), Guard(), None, everything)[1] == 1
+
+
+def test_the_teacher_that_wrote_them_checks_its_texts(task):
+    written = [(f"{word} text of a class", label) for word in ("one", "another") for label in range(4)]
+    kept, refused = admitted(task, PgkdParams(), Guard(), Scripted(None), written)
+    assert {label for _, label in kept} == {0}
+    assert refused == 6
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -112,7 +123,7 @@ def test_validation_texts_are_never_trained_on(task, monkeypatch):
     leaks = [(row.text, row.label) for row in task.split("val").rows]
     teacher = Scripted(lambda request: leaks)
     monkeypatch.setattr(pgkd, "author_of", lambda task, params: teacher)
-    train(task, PgkdParams(rounds=2, verifier=False, patience=9))
+    train(task, PgkdParams(rounds=2, verifier="none", patience=9))
     record = rounds_of(task)
     assert record["synthetic"] == []
     assert record["rounds"][1]["leaks"] == 2 * len(leaks)
@@ -140,7 +151,7 @@ def test_what_is_added_is_trained_on_from_the_next_round(task, monkeypatch):
     words = iter(range(10**6))
     teacher = Scripted(lambda request: [(f"text number {next(words)} is new", c) for c in (0, 1)])
     monkeypatch.setattr(pgkd, "author_of", lambda task, params: teacher)
-    train(task, PgkdParams(rounds=2, verifier=False, patience=9))
+    train(task, PgkdParams(rounds=2, verifier="none", patience=9))
     record = rounds_of(task)
     assert [row["texts"] for row in record["rounds"]] == [8, 10, 12]
     assert len(teacher.requests) == 2
@@ -193,7 +204,7 @@ def test_a_hosted_teacher_writes_in_place_of_the_local_one(run, endpoint, tmp_pa
 
     endpoint.answer = answer
     where = {"author": "hosted", "base_url": endpoint.url, "model": "some-model", "key_env": ""}
-    outcome = run("pgkd", "classify-seeds", patience=9, verifier=False, **where, **SMALL).outcome
+    outcome = run("pgkd", "classify-seeds", patience=9, verifier="none", **where, **SMALL).outcome
     assert len(endpoint.calls) == 2
     assert outcome.cost["teacher_queries"] == 2
     assert outcome.cost["generated_tokens"] == 10

@@ -34,9 +34,9 @@ def encode(text: str) -> list[int]:
         [["a", "ab", "b"], "b"],  # an option that another one begins with
         [Slot(stop=("ab",)), Slot("n", "12", 1, 2)],
         [Slot(stop=("aab", "ba")), "c"],  # a stop literal that begins inside another beginning
-        [Slot(stop=("aabaac",))],
+        [Slot(stop=("aabac",))],
         [Slot("x", "ab", 1, 3, stop=("c",)), Slot("y", "12", 0, 1, stop=("a",))],
-        [Slot("x", "ab", 2, None, stop=("ab1",)), ["1", "2"]],
+        [Slot("x", "ab", 1, None, stop=("ab1",)), ["1", "2"]],
         [Slot("x", "a1", 1, 2, stop=("1b", "ac"))],
         [Slot("x", "ab", 0, 2), "a", Slot("y", "b", 1)],  # slots that end where the template goes on
     ],
@@ -45,7 +45,7 @@ def test_the_automaton_takes_exactly_the_texts_of_the_template(parts):
     made = template(*parts)
     automaton = compile_template(made, LETTERS, END)
     fits = 0
-    for length in range(7):
+    for length in range(6):
         for text in map("".join, itertools.product("abc12", repeat=length)):
             wanted = made.read(text) is not None
             fits += wanted
@@ -76,7 +76,7 @@ def test_every_tokenisation_is_a_path_and_meets_the_others():
     for way in tokenisations("ababaabc", texts):
         assert automaton.accepts(way)
     # of the beginning, shared prefixes are one state: none, a, ab, aba, abab
-    assert automaton.states == 5 + 1 + 1 + 1  # ... b read, stop found, ended
+    assert automaton.states == 5 + 1 + 1 + 1  # b read, stop found, ended
 
 
 def test_tokens_over_the_end_of_a_segment_are_paths_too():
@@ -96,18 +96,15 @@ def test_options_share_their_beginnings():
 def test_distance_is_the_shortest_way():
     automaton = compile_template(template(Slot(stop=("ab",)), Slot("n", "12", 2, 3)), LETTERS, END)
     assert int(automaton.distance[0]) == 4
-    for length in range(4):
-        for text in itertools.product(range(1, 6), repeat=length):
-            state = automaton.walk(text)
-            if state == DEAD:
-                continue
-            shortest = next(
-                n
-                for n in range(6)
-                for rest in itertools.product(range(6), repeat=n)
-                if automaton.accepts([*text, *rest])
-            )
-            assert int(automaton.distance[state]) == shortest
+    ends = automaton.accepting.nonzero().flatten().tolist()
+    for text in ("", "a", "c", "ba", "aab", "ab1", "ab12", "cab121"):
+        state = automaton.walk(encode(text))
+        shortest = next(
+            n
+            for n in range(5)
+            if any(automaton.walk(rest, state) in ends for rest in itertools.product(range(6), repeat=n))
+        )
+        assert int(automaton.distance[state]) == shortest
 
 
 def test_trimming_drops_what_is_useless_and_keeps_the_language():
@@ -121,7 +118,8 @@ def test_trimming_drops_what_is_useless_and_keeps_the_language():
 
 def test_everything_is_accepted():
     automaton = everything(5)
-    assert automaton.accepts([]) and automaton.accepts([4, 0, 2])
+    assert automaton.accepts([])
+    assert automaton.accepts([4, 0, 2])
 
 
 def test_mistakes_are_said():

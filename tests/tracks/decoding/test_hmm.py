@@ -12,7 +12,7 @@ from kdbench.tracks.decoding.blocks.hmm import HMM, MISSING, fit, padded
 
 
 def random_model(states: int = 3, vocabulary: int = 4, seed: int = 0) -> HMM:
-    return HMM.random(states, vocabulary, torch.Generator().manual_seed(seed)).double()
+    return HMM.random(states, vocabulary, torch.Generator().manual_seed(seed), torch.float64)
 
 
 def paths(model: HMM, tokens: list[int]) -> dict[tuple[int, ...], float]:

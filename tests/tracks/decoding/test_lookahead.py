@@ -17,7 +17,7 @@ LENGTH, TEXTS, END = 5, ["", "a", "b", "ab"], 0
 
 @pytest.fixture
 def model() -> HMM:
-    return HMM.random(3, 4, torch.Generator().manual_seed(0)).double()
+    return HMM.random(3, 4, torch.Generator().manual_seed(0), torch.float64)
 
 
 @pytest.fixture

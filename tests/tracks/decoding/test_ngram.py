@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import product
 from types import SimpleNamespace
 
 import pytest
 import torch
-from scipy.stats import chisquare
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdbench.errors import UsageError
 from kdbench.tracks.decoding.decoders import ngram as module
@@ -17,6 +14,7 @@ from kdbench.tracks.decoding.decoders.autoregressive import Autoregressive
 from kdbench.tracks.decoding.decoders.ngram import NGram, NGramDraft, NGramProposer
 from kdbench.tracks.decoding.decoders.speculative import draw
 from kdbench.tracks.llm.data.encoding import pack
+from tests.helpers.causal import chi_square, exact, frequencies, llama
 
 V = 6
 NONE = V
@@ -104,40 +102,21 @@ def test_the_proposer_follows_what_was_accepted():
 
 @pytest.fixture(scope="module")
 def target():
-    torch.manual_seed(0)
-    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=V, max_position_embeddings=32, **shape)).eval()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(40)  # far from uniform
-    return model
+    return llama(vocabulary=V, seed=1)
 
 
-def exact(target, prompt, length):
-    """Probability of every continuation of ``length`` tokens (no end token among them)."""
-    texts = list(product(range(V), repeat=length))
-    ids = torch.tensor([[*prompt, *text] for text in texts])
-    with torch.no_grad():
-        log_p = target(input_ids=ids).logits.double().log_softmax(-1)
-    steps = log_p[:, len(prompt) - 1 : -1].gather(-1, ids[:, len(prompt) :, None]).squeeze(-1)
-    return dict(zip(texts, steps.sum(1).exp().tolist(), strict=True))
-
-
-def p_value(target, decoder, count=6000, length=3):
+def p_value(target, gamma):
     """Chi-square of sampled continuations against what the target gives them."""
     prompt, generator = [0, 2, 3], torch.Generator().manual_seed(1)
-    out = decoder.decode(target, [prompt] * count, max_new=length, eos=-1, pad=1, temperature=1.0, generator=generator)
-    seen, wanted = Counter(map(tuple, out.tokens)), exact(target, prompt, length)
-    common = [text for text, p in wanted.items() if p * count >= 5]
-    observed, expected = [seen[text] for text in common], [wanted[text] * count for text in common]
-    rest = count - sum(expected)
-    if rest > 1e-6:
-        observed, expected = [*observed, count - sum(observed)], [*expected, rest]
-    return chisquare(observed, expected).pvalue, out
+    options = {"max_new": 3, "eos": -1, "pad": 1, "temperature": 1.0, "generator": generator}
+    written = NGramDraft(NGram.fit(TEXT, 3, V), gamma).decode(target, [prompt] * 2000, **options)
+    responses, expected = exact(target, prompt, 3)
+    return chi_square(frequencies(responses, written.tokens), expected), written
 
 
 @pytest.mark.parametrize("gamma", [1, 4])
 def test_sampling_is_distributed_as_the_target(target, gamma):
-    p, out = p_value(target, NGramDraft(NGram.fit(TEXT, 3, V), gamma))
+    p, out = p_value(target, gamma)
     assert p > 1e-4
     assert 0.1 < sum(out.extra["accepted"]) / sum(out.extra["proposed"]) < 0.95
 
@@ -150,7 +129,7 @@ def test_probabilities_that_are_not_those_of_the_proposals_are_found_out(target,
         return tokens, torch.full_like(q, 1 / V)
 
     monkeypatch.setattr(module.NGramProposer, "propose", dishonest)
-    p, _ = p_value(target, NGramDraft(NGram.fit(TEXT, 3, V), 4))
+    p, _ = p_value(target, 4)
     assert p < 1e-10
 
 

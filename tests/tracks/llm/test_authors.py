@@ -12,11 +12,10 @@ from kdbench.errors import JobError, TestDataError
 from kdbench.tracks.llm.blocks.authors import (
     LocalAuthor,
     Request,
-    author_net,
     author_network,
+    class_nll,
     pool_rows,
     sources,
-    zero_shot,
 )
 from kdbench.tracks.llm.blocks.guidance import Mistake
 
@@ -28,7 +27,7 @@ def task(make_task):
 
 @pytest.fixture
 def author(task):
-    return LocalAuthor(task, author_network(task, author_net(task, 1.0, 3e-3)), batch_size=4)
+    return LocalAuthor(task, author_network(task), batch_size=4)
 
 
 def request(task, quotas, **rest) -> Request:
@@ -113,9 +112,12 @@ def test_what_is_written_depends_on_the_hard_negatives(task, author):
     assert told[0] != plain[0]
 
 
-def test_the_author_is_trained_once(task, author):
-    again = author_network(task, author_net(task, 1.0, 3e-3))
-    other = author_network(task, author_net(task, 0.5, 3e-3))
+def test_the_author_is_made_with_the_task_and_once(task, make_task, author):
+    need = ("teacher", task.spec.author_identity(), f"author of {task.spec.name}")
+    assert need in task.spec.teacher_needs()
+    assert task.cache.find(*need[:2]) is not None
+    again = author_network(task)
+    other = author_network(make_task("classify-seeds", data={"author": {"steps": 5}}))
     same, different = (
         all(torch.equal(a, b) for a, b in zip(net.parameters(), author.network.parameters(), strict=True))
         for net in (again, other)
@@ -127,10 +129,10 @@ def test_the_author_is_trained_once(task, author):
 
 def test_the_class_of_a_text_is_that_under_which_it_is_most_probable(task, author):
     texts = [row.text for row in task.split("val").rows[:3]]
-    guess, read = zero_shot(task, author.network, texts)
+    found, read = class_nll(task, author.network, texts, task.class_names)
     tokens = [len(task.tokenizer(text)["input_ids"][: task.spec.data.length]) + 2 for text in texts]
     assert read >= 4 * sum(tokens)
-    best = []
+    expected = []
     for text in texts:
         nll = []
         for name in task.class_names:
@@ -139,5 +141,15 @@ def test_the_class_of_a_text_is_that_under_which_it_is_most_probable(task, autho
             ids = torch.tensor([[task.tokenizer.bos_token_id, *head, *body, task.tokenizer.eos_token_id]])
             logp = author.network(input_ids=ids).logits.log_softmax(-1)[0, len(head) : -1]
             nll.append(-logp.gather(-1, ids[0, len(head) + 1 :, None]).sum().item())
-        best.append(int(np.argmin(nll)))
-    assert guess.tolist() == best
+        expected.append(nll)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    task.budget.restore({})
+    ranked = author.probable(texts, task.class_names, 2)
+    assert ranked == [tuple(np.argsort(nll)[:2]) for nll in expected]
+    assert task.budget.spent["teacher_queries"] == len(texts)
+
+
+def test_preparing_the_task_makes_the_author(make_task, tmp_path):
+    task = make_task("classify-seeds", data={"author": {"steps": 3}})
+    task.prepare()
+    assert all(task.cache.find(kind, key) is not None for kind, key, _ in task.spec.teacher_needs())

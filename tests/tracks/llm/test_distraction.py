@@ -7,8 +7,11 @@ import pytest
 
 from kdbench.tracks.llm.blocks.counterfactuals import contexts_of
 from kdbench.tracks.llm.blocks.distraction import attention_on_distractors, detection, distracted, resistance
+from kdbench.tracks.llm.data.distractors import DISTRACTORS, PATTERNS, TOPICS, on_topic
+from kdbench.tracks.llm.data.families import THINGS, WORDS
 from kdbench.tracks.llm.data.instruct import generate, split_of
-from kdbench.tracks.llm.data.specs import InstructData
+from kdbench.tracks.llm.data.knowledge import VALUES, Knowledge
+from kdbench.tracks.llm.data.specs import FAMILIES, HELD_OUT, PASSAGES, DistractorsData, InstructData
 from kdbench.tracks.llm.networks.tokenizers import SIZES, train, wrap
 
 DATA = InstructData(train=60, test=20, persons=8, distractors=0.5)
@@ -50,6 +53,44 @@ def test_every_item_comes_with_and_without_a_sentence():
         assert (one.answers, one.family) == (other.answers, other.family)
         assert one.family == "lookup" or split_of(one.instruction) == "test"
     assert distracted(DATA)[1] == items
+
+
+def sentence_of(item) -> str:
+    return item.instruction[slice(*item.distractor)]
+
+
+def test_sentences_are_fixed_or_speak_of_what_is_asked_about():
+    assert {sentence_of(item) for item in distracted(DATA)[1]} <= set(DISTRACTORS)
+    data = DistractorsData(**DATA.model_dump(exclude={"kind"}) | {"test": 200})
+    items = distracted(data)[1]
+    assert [item.instruction for item in items] != [item.instruction for item in distracted(DATA)[1]]
+    assert len({sentence_of(item) for item in items}) > 150
+    persons = Knowledge.make(data.persons, data.seed).persons
+    values = {value for known in VALUES.values() for value in known}
+    seen = set()
+    for item in items:
+        said, topic = sentence_of(item), TOPICS[item.family]
+        tokens = said.rstrip(".").replace(",", "").split()
+        seen.add(topic)
+        if topic == "facts":
+            assert any(name in said and name not in item.instruction.replace(said, "") for name in persons)
+            assert values & set(tokens)
+        elif topic == "numbers":
+            assert sum(token.isdigit() for token in tokens) == 2
+        elif topic == "letters":
+            assert sum(len(token) == 1 and token.islower() for token in tokens) >= 2
+        else:
+            assert set(tokens) & set(WORDS if topic == "words" else THINGS)
+    assert seen == {*PATTERNS, "facts"}
+
+
+def test_every_family_has_sentences_of_its_own():
+    knowledge, rng = Knowledge.make(2, 0), np.random.default_rng(0)
+    for family in (*FAMILIES, *HELD_OUT, *PASSAGES):
+        instruction = f"Where does {knowledge.persons[0]} live?"
+        said = {on_topic(rng, family, level, knowledge, instruction) for level in (1, 4) for _ in range(20)}
+        assert len(said) > 5
+        assert not any("{" in sentence or knowledge.persons[0] in sentence for sentence in said)
 
 
 def test_a_model_is_asked_both_ways_and_its_attention_is_a_share(make_task):

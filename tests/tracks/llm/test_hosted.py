@@ -84,6 +84,22 @@ def test_a_bad_answer_is_asked_for_again(endpoint, author, bad):
     assert len(endpoint.calls) == 2
 
 
+def test_it_is_asked_what_its_texts_are_of(endpoint, author):
+    author.per_call = 2
+    endpoint.answers = [
+        json.dumps({"labels": [["enum", "http", "email"], ["nonsense", "email"]]}),
+        json.dumps({"labels": [["http"], ["http"]]}),  # one label too many: asked again
+        json.dumps({"labels": [["http"]]}),
+    ]
+    assert author.probable(["a", "b", "c"], CLASSES, 2) == [(2, 0), (1,), (0,)]
+    assert len(endpoint.calls) == 3
+    system, said = (message["content"] for message in endpoint.calls[0]["body"]["messages"])
+    assert "check the labels" in system
+    assert "http, email, enum" in said
+    assert '{"number": 1, "text": "b"}' in said
+    assert author.spent["teacher_queries"] == 3
+
+
 def test_it_gives_up_with_every_reason(endpoint, author):
     endpoint.answers = [503, "no JSON", 500]
     with pytest.raises(JobError, match=r"3 attempts: 503 .*; an answer that is not as asked for .*; 500 "):

@@ -49,7 +49,7 @@ def test_the_share_of_other_words_that_both_languages_have(share: float):
 
 
 def test_orders_differ_and_so_do_words_that_are_not_names():
-    data = SMALL.model_copy(update={"cognates": 0.0})
+    data = SMALL.model_copy(update={"cognates": 0.0, "mixed": 0.0})
     source, target = (sentences(data, "train", language, 40) for language in ("source", "target"))
     plain = [
         {word.lower() for row in rows for word, tag in zip(row.words[1:-1], row.tags[1:-1], strict=True) if tag == "O"}
@@ -62,6 +62,16 @@ def test_orders_differ_and_so_do_words_that_are_not_names():
     ends = [row.words[-3] if row.words[-2] in adverbs else row.words[-2] for row in target]
     assert sum(word in verbs for word in ends) > 25  # the verb is last; the other clauses have other verbs
     assert all(row.words[-2] not in {v for k in ("meet", "join") for v in world.lexicon["source"][k]} for row in source)
+
+
+@pytest.mark.parametrize(("mixed", "low", "high"), [(0.0, 1.0, 1.0), (0.2, 0.65, 0.9), (0.5, 0.35, 0.65)])
+def test_now_and_then_a_sentence_has_the_order_of_the_other_language(mixed: float, low: float, high: float):
+    data = SMALL.model_copy(update={"cognates": 0.0, "mixed": mixed})
+    lexicon = World(data).lexicon["target"]
+    verbs = {verb for kind in ("meet", "join", "reach", "buy", "stage", "win", "watch") for verb in lexicon[kind]}
+    rows = [row.words[:-1] for row in sentences(data, "train", "target", 200)]
+    ends = [words[-2] if words[-1] in lexicon["adverb"] else words[-1] for words in rows]
+    assert low <= sum(word in verbs for word in ends) / len(ends) <= high
 
 
 @pytest.mark.parametrize("language", ["source", "target"])

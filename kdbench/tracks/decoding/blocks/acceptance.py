@@ -116,7 +116,7 @@ LENIENCE: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "sq": lambda p, eps: p / eps**2,
     "exp": lambda p, eps: p**eps,
 }
-"""What a probability becomes at lenience ``eps`` (Zhou et al. 2024, section 5.2)."""
+"""What a probability becomes at lenience ``eps`` (Zhou et al. 2024, DistillSpec)."""
 
 
 def lenience(name: str, eps: float) -> Lenience | None:

@@ -87,7 +87,8 @@ class Characters:
             over = node in trie.terminal
         else:
             over = not part.stop and count >= part.least
-        return [place, *self.closure((segment + 1, 0, 0))] if over else [place]
+        here = [place] if not over or isinstance(part, Slot) or trie.children[node] else []
+        return here + (self.closure((segment + 1, 0, 0)) if over else [])
 
     def step(self, places: frozenset[Place], character: str) -> frozenset[Place]:
         """Where a character leads; empty where it does not fit."""
@@ -153,12 +154,16 @@ class Automaton:
                 return far
             far = nearer
 
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return self.delta.cpu().numpy()
+
     def walk(self, tokens: Sequence[int], state: int = 0) -> int:
         """State after some tokens, :data:`DEAD` where they do not fit."""
         for token in tokens:
             if state == DEAD:
                 return DEAD
-            state = int(self.delta[state, token])
+            state = int(self._rows[state, token])
         return state
 
     def accepts(self, tokens: Sequence[int]) -> bool:
@@ -243,12 +248,12 @@ def token_texts(tokenizer: Any) -> list[str]:
 
     A token is decoded behind another one, as some tokenizers drop a space at the beginning of a text.
     """
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids)
-    before = len(tokenizer.decode(anchor, clean_up_tokenization_spaces=False))
+    before = len(tokenizer.decode(anchor, **options))
     rows = [[*anchor, token] for token in range(len(tokenizer))]
-    texts = [text[before:] for text in tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)]
-    return ["" if token in special or "\ufffd" in text else text for token, text in enumerate(texts)]
+    texts = [text[before:] for text in tokenizer.batch_decode(rows, **options)]
+    return ["" if "\ufffd" in text else text for text in texts]
 
 
 def tokenisations(text: str, texts: Sequence[str]) -> list[list[int]]:

@@ -62,10 +62,12 @@ class HMM(nn.Module):
             setattr(self, name, nn.Parameter(value, requires_grad=False))
 
     @classmethod
-    def random(cls, states: int, vocabulary: int, generator: torch.Generator) -> HMM:
+    def random(
+        cls, states: int, vocabulary: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> HMM:
         """Softmax of standard normal numbers, which tells the states apart for the first iteration."""
         shapes = ((states,), (states, states), (states, vocabulary))
-        return cls(*(torch.randn(shape, generator=generator).softmax(-1) for shape in shapes))
+        return cls(*(torch.randn(shape, generator=generator, dtype=dtype).softmax(-1) for shape in shapes))
 
     @property
     def states(self) -> int:

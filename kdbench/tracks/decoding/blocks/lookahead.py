@@ -19,6 +19,9 @@ from torch import Tensor
 from kdbench.tracks.decoding.blocks.automata import DEAD, Automaton
 from kdbench.tracks.decoding.blocks.hmm import HMM
 
+LEAST = -1e6
+"""Logarithm of a factor that the model says is zero where the automaton says that there is a way."""
+
 
 def edges_of(automaton: Automaton) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs of states that a token leads between: source (E,), destination (E,), and the pair of each token (S, V).
@@ -60,7 +63,7 @@ class Lookahead:
         alive = self.edge >= 0
         where = torch.stack([self.edge[alive], alive.nonzero()[:, 1]])
         ones = torch.ones(where.shape[1], dtype=model.emission.dtype, device=where.device)
-        indicator = torch.sparse_coo_tensor(where, ones, (count, automaton.vocabulary))
+        indicator = torch.sparse_coo_tensor(where, ones, (count, automaton.vocabulary), check_invariants=True)
         self.emitted = torch.sparse.mm(indicator, model.emission.t())
         """(E, H): B_{ss'}(h)."""
         starts = torch.searchsorted(self.source, torch.arange(automaton.states, device=where.device))
@@ -139,7 +142,7 @@ class Lookahead:
         label = self.label[states]
         chosen = joint.gather(1, label[:, None]).squeeze(1)
         value = chosen.clamp_min(tiny).log() - alone.clamp_min(tiny).log() + logs.gather(1, label)
-        return value.masked_fill(~self.allowed(states, remaining), -torch.inf), used
+        return value.clamp_min(LEAST).masked_fill(~self.allowed(states, remaining), -torch.inf), used
 
     @torch.no_grad()
     def advance(self, message: Tensor, tokens: Tensor, eps: float = 0.0) -> Tensor:

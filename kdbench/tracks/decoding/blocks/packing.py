@@ -1,20 +1,22 @@
 """Two streams of one response in a single row: its blocks as they were guessed, and as they should be.
 
-A row is ``prompt, noisy_0, clean_0, noisy_1, clean_1, ...`` (Hu et al., ICML 2026, Jacobi Forcing, section 3). The two
+A row is ``prompt, noisy_0, clean_0, noisy_1, clean_1, ...`` (Hu et al., ICML 2026, Jacobi Forcing). The two
 versions of a block have the same positions, those that it has behind the prompt, and neither sees the other: what
 follows from the clean tokens, and what from the guesses, comes out of one forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from kdbench.tracks.decoding.blocks.guesses import agreement
 from kdbench.tracks.llm.networks.models import body_and_head
+from kdbench.training.loaders import Order
 
 PROMPT, NOISY, CLEAN, PADDING = 0, 1, 2, 3
 """What a token of a packed row belongs to."""
@@ -142,20 +144,6 @@ def pack(examples: Sequence[Example], *, pad: int, end: int) -> Packed:
     )
 
 
-def agreement(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest common start of two sequences.
-
-    >>> agreement([1, 2, 3], [1, 2, 4]), agreement([1], [1, 5]), agreement([], [7])
-    (2, 1, 0)
-    """
-    length = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length
-
-
 def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
     width = max(len(row) for row in rows)
     return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
@@ -189,3 +177,35 @@ def packed_logits(
     states = body(**inputs).last_hidden_state
     chosen = torch.cat([states[rows, columns] for rows, columns in places])
     return list(head(chosen).float().split([len(rows) for rows, _ in places]))
+
+
+class PackedLoader:
+    """Examples in random order, packed; each iteration is one epoch. Its position can be saved."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        size: int,
+        generator: torch.Generator,
+        *,
+        pad: int,
+        end: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.examples, self.pad, self.end, self.device = examples, pad, end, device
+        self._order = Order(len(examples), size, generator)
+
+    def __iter__(self) -> Iterator[Packed]:
+        return map(self._pack, self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def _pack(self, rows: Tensor) -> Packed:
+        return pack([self.examples[row] for row in rows.tolist()], pad=self.pad, end=self.end).to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._order.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._order.load_state_dict(state)

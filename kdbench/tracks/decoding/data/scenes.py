@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -97,9 +97,9 @@ def listing(shapes: Sequence[Shape]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def arrangement(rng: np.random.Generator, most: int) -> tuple[Shape, ...]:
-    """One to ``most`` different shapes in different cells, in reading order."""
-    count = int(rng.integers(1, most + 1))
+def arrangement(rng: np.random.Generator, counts: Sequence[float]) -> tuple[Shape, ...]:
+    """Different shapes in different cells, in reading order; ``counts`` are weights of one shape, of two, ..."""
+    count = 1 + int(rng.choice(len(counts), p=np.divide(counts, sum(counts))))
     cells = sorted(rng.choice(GRID * GRID, size=count, replace=False).tolist())
     looks = rng.choice(len(COLOURS) * len(SHAPES), size=count, replace=False).tolist()
     colours = list(COLOURS)
@@ -131,9 +131,9 @@ def ask(rng: np.random.Generator, kind: str, shapes: Sequence[Shape]) -> tuple[s
     return f"What is in {name}?", f"In {name} is {listing(here) if here else 'nothing'}."
 
 
-def scene(rng: np.random.Generator, most: int, template: str) -> Scene:
+def scene(rng: np.random.Generator, counts: Sequence[float], template: str) -> Scene:
     """One question about one picture; ``template`` has the places ``{image}`` and ``{question}``."""
-    shapes = arrangement(rng, most)
+    shapes = arrangement(rng, counts)
     kind = QUESTIONS[rng.choice(len(QUESTIONS), p=WEIGHTS)]
     question, answer = ask(rng, kind, shapes)
     prompt = template.replace("{question}", question)
@@ -142,13 +142,14 @@ def scene(rng: np.random.Generator, most: int, template: str) -> Scene:
 
 def make_scenes(data: ScenesData, split: str, count: int) -> list[Scene]:
     """``count`` questions of a split; the pictures of the splits are disjoint (see :func:`problems.generate`)."""
-    make = partial(scene, most=data.shapes, template=data.template)
+    make = partial(scene, counts=data.counts, template=data.template)
     return problems.generate(make, split, count, data.seed)
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
+@cache
 def outline(form: str) -> np.ndarray:
     """Where a cell is covered by a shape, (12, 12) bool."""
     y, x = np.mgrid[:CELL, :CELL] - (CELL - 1) / 2
@@ -172,5 +173,5 @@ def render(item: Scene) -> np.ndarray:
         top, left = shape.row * CELL, shape.column * CELL
         cell = canvas[:, top : top + CELL, left : left + CELL]
         cell[:, outline(shape.form)] = colour[:, None]
-    canvas += rng.integers(-6, 7, size=canvas.shape)
+    canvas += rng.integers(-6, 7, size=canvas.shape, dtype=np.int8)
     return canvas.clip(0, 255).astype(np.uint8)

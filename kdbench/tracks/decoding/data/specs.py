@@ -42,6 +42,16 @@ class ArithData(ProblemData):
         return self
 
 
+class FormatsData(ArithData):
+    """Word problems whose answer is required in one of six output formats."""
+
+    kind: Literal["formats"] = "formats"  # type: ignore[assignment]
+    share: float = Field(0.5, gt=0, lt=1)
+    """Share of the training prompts that ask for a format beside the task."""
+    val: int = Field(96, ge=6)
+    test: int = Field(96, ge=6)
+
+
 class ListOpsData(ProblemData):
     """Operations on short lists of numbers."""
 
@@ -72,19 +82,23 @@ class ScenesData(ProblemData):
 
     networks: ClassVar[tuple[str, ...]] = ("llava", *CAUSAL)
     kind: Literal["scenes"] = "scenes"
-    shapes: int = Field(4, ge=1, le=4)
-    """Most shapes in a picture."""
+    counts: tuple[float, ...] = Field((4, 3, 2, 1), min_length=1, max_length=4)
+    """How often a picture has one shape, two, three and four; the easy ones are what a model learns from first."""
     template: str = "{image}{question}\n"
     """The prompt; a pretrained model has one of its own, such as ``USER: {image}\\n{question} ASSISTANT:``."""
-    train: int = Field(12_000, ge=1)
+    train: int = Field(8_000, ge=1)
     length: int = Field(192, ge=16)
     """Longest row in tokens, those of the picture included; a longer one is an error."""
 
     @model_validator(mode="after")
     def _check(self) -> ScenesData:
+        if min(self.counts) < 0 or sum(self.counts) <= 0:
+            raise ValueError(f"counts are weights, and one of them is above 0, not {list(self.counts)}")
         if not self.template.count("{image}") == self.template.count("{question}") == 1:
             raise ValueError(f"a template has {{image}} and {{question}} once each, not {self.template!r}")
         return self
 
 
-DecodingData = Annotated[ArithData | ListOpsData | DocsData | HubInstructData, Field(discriminator="kind")]
+DecodingData = Annotated[
+    ArithData | FormatsData | ListOpsData | DocsData | ScenesData | HubInstructData, Field(discriminator="kind")
+]

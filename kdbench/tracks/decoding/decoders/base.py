@@ -93,7 +93,6 @@ def decoder_of_kind(kind: str) -> type[Decoder]:
     for module in pkgutil.iter_modules(package.__path__):
         import_module(f"{__package__}.{module.name}")
     if kind not in Decoder.kinds:
-        raise ArtifactError(
-            f"no decoder is of kind {kind!r}", hint=did_you_mean(kind, sorted(Decoder.kinds), label="kinds")
-        )
+        hint = did_you_mean(kind, sorted(Decoder.kinds), label="kinds")
+        raise ArtifactError(f"no decoder is of kind {kind!r}; {hint}")
     return Decoder.kinds[kind]

@@ -13,6 +13,7 @@ distribution, so that no token is impossible.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -126,6 +127,7 @@ class NGramProposer(Proposer):
         self.history = torch.tensor(tails, dtype=torch.int64, device=device).reshape(len(prompts), length)
 
     def propose(self, last: Tensor, count: int, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        started = time.perf_counter()
         self.text, distributions = torch.cat([self.history, last[:, None]], dim=1), []
         for step in range(count):
             contexts = self.text[:, self.text.shape[1] - (self.model.order - 1) :]
@@ -134,6 +136,7 @@ class NGramProposer(Proposer):
             self.text = torch.cat([self.text, token[:, None]], dim=1)
             self.counter.forwards += 1
             self.counter.tokens += len(last)
+        self.counter.seconds += time.perf_counter() - started
         return self.text[:, self.text.shape[1] - count :], torch.stack(distributions, dim=1)
 
     def accept(self, tokens: Tensor, count: Tensor) -> None:

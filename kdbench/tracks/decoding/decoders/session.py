@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from kdbench.tracks.decoding.data.pictures import pictures_of
 from kdbench.tracks.llm.generation import left_pad
 from kdbench.tracks.llm.networks.models import body_and_head
 
-SPARE = 64
-"""Slots of forgotten tokens that a cache may carry, beyond half of its size, before it is compacted."""
+SPARE = 32
+"""Slots of forgotten tokens that a cache may carry, beyond a quarter of its longest row, before it is compacted."""
 
 
 @dataclass
@@ -29,6 +30,20 @@ class Counter:
     prefill_tokens: int = 0
     seconds: float = 0.0
     """Wall time of the forwards, without those of the prefill."""
+
+
+@dataclass
+class Prefix:
+    """What a session has read before it decodes; P columns, the rows padded on the left."""
+
+    ids: Tensor
+    """(B, P) int64."""
+    present: Tensor
+    """(B, P) bool, False for padding."""
+    embeddings: Tensor | None
+    """(B, P, D) where tokens and pictures were embedded together."""
+    states: Tensor
+    """(B, P, D) last hidden states, those that the output layer reads."""
 
 
 class Session:
@@ -53,20 +68,30 @@ class Session:
         self._before = self.lengths
 
     @torch.no_grad()
-    def prefill(self, prompts: Sequence[Sequence[int]], pad: int) -> None:
-        """Begin with these rows, which may be empty; counted apart from the forwards."""
+    def prefill(self, prompts: Sequence[Sequence[int]], pad: int) -> Prefix | None:
+        """Begin with these rows; counted apart from the forwards. None where all of them are empty.
+
+        A model with a method ``embed(ids, pictures)`` reads the pictures of the prompts as well.
+        """
         self._begin(len(prompts))
-        if any(prompts):
-            ids, mask = (tensor.to(self.device) for tensor in left_pad(prompts, pad))
-            self.counter.prefill_tokens += int(mask.sum())
-            self._read({"input_ids": ids}, mask.bool(), None, None, logits=False)
+        if not any(prompts):
+            return None
+        ids, mask = (tensor.to(self.device) for tensor in left_pad(prompts, pad))
+        embed = getattr(self.model, "embed", None)
+        inputs = {"input_ids": ids} if embed is None else {"inputs_embeds": embed(ids, pictures_of(prompts))}
+        present = mask.bool()
+        self.counter.prefill_tokens += int(mask.sum())
+        _, states = self._read(inputs, present, None, None, logits=False)
+        return Prefix(ids, present, inputs.get("inputs_embeds"), states)
 
     @torch.no_grad()
-    def prefill_embeddings(self, embeddings: Tensor, present: Tensor) -> None:
-        """As :meth:`prefill`, of embeddings (B, P, D) in place of tokens; ``present`` (B, P) bool."""
+    def prefill_embeddings(
+        self, embeddings: Tensor, present: Tensor, positions: Tensor | None = None, visible: Tensor | None = None
+    ) -> None:
+        """As :meth:`prefill`, of embeddings (B, P, D) in place of tokens; ``present`` and the rest as of a forward."""
         self._begin(len(embeddings))
         self.counter.prefill_tokens += int(present.sum())
-        self._read({"inputs_embeds": embeddings}, present, None, None, logits=False)
+        self._read({"inputs_embeds": embeddings}, present, positions, visible, logits=False)
 
     @torch.no_grad()
     def forward(
@@ -78,16 +103,21 @@ class Session:
         visible: Tensor | None = None,
         hidden: bool = False,
     ) -> Any:
-        """Logits (B, n, V) float32 after each of n more tokens ``ids`` (B, n) per row, which are kept for now.
+        """Logits (B, n, V) float32 after each of n more tokens per row, which are kept for now.
+
+        ``ids`` (B, n) are tokens, or (B, n, D) floating embeddings of such.
 
         ``present`` (B, n) is False for columns that are padding, which are never seen. ``positions`` (B, n) go on from
         each row's length unless given. ``visible`` (B, n, n) says which new tokens [q, k] each new token sees, itself
-        among them; default: those before it. Kept tokens of earlier forwards are always seen. ``hidden`` also gives the
+        among them; default: those before it. Kept tokens of earlier forwards are always seen, unless ``visible`` has
+        more columns (B, n, m): it then speaks of the last m slots, the new ones at the end. ``hidden`` also gives the
         last hidden states (B, n, D), those that the output layer reads.
         """
         started = time.perf_counter()
-        present = torch.ones_like(ids, dtype=torch.bool) if present is None else present
-        output, states = self._read({"input_ids": ids}, present, positions, visible, logits=True)
+        if present is None:
+            present = torch.ones(ids.shape[:2], dtype=torch.bool, device=self.device)
+        inputs = {"inputs_embeds" if ids.is_floating_point() else "input_ids": ids}
+        output, states = self._read(inputs, present, positions, visible, logits=True)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.counter.forwards += 1
@@ -138,9 +168,11 @@ class Session:
             positions = self.lengths[:, None] + (present.cumsum(dim=1) - 1).clamp_(min=0)
         if visible is None:
             visible = torch.ones(columns, columns, dtype=torch.bool, device=self.device).tril().expand(rows, -1, -1)
-        own = torch.eye(columns, dtype=torch.bool, device=self.device)  # padding sees itself: no row is without a key
-        among = (visible & present[:, None, :]) | own
-        mask = torch.cat([self.seen[:, None, :].expand(-1, columns, -1), among], dim=2)[:, None]
+        earlier = self.seen.shape[1] + columns - visible.shape[2]
+        among = visible & torch.cat([self.seen[:, earlier:], present], dim=1)[:, None, :]
+        # padding sees itself: no row is without a key
+        among[:, :, -columns:] |= torch.eye(columns, dtype=torch.bool, device=self.device)
+        mask = torch.cat([self.seen[:, None, :earlier].expand(-1, columns, -1), among], dim=2)[:, None]
         # a mask of numbers, which every implementation of attention takes
         added = torch.zeros_like(mask, dtype=self.dtype).masked_fill_(~mask, torch.finfo(self.dtype).min)
         arguments = {
@@ -170,7 +202,7 @@ class Session:
             self.cache.crop(end - slots)
             self.seen = self.seen[:, :end]
         longest = int(self.lengths.max()) if len(self.lengths) else 0
-        if end > 2 * longest + SPARE:
+        if end > longest + longest // 4 + SPARE:
             # kept slots first and in order, then as many others as the longest row needs
             order = self.seen.logical_not().to(torch.int8).argsort(dim=1, stable=True)[:, :longest]
             for layer in self.cache.layers:

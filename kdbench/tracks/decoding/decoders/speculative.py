@@ -245,7 +245,7 @@ class Speculative(Decoder):
 
     def proposer(self, target: nn.Module) -> Proposer:
         """What proposes in one call of :meth:`decode`."""
-        return ModelProposer(self.draft, target.config.vocab_size)
+        return ModelProposer(self.draft, target.config.get_text_config().vocab_size)
 
     def decode(
         self,

@@ -1,8 +1,9 @@
 """Teachers that write labelled texts on request.
 
-Every teacher of this kind has ``generate(request) -> list[(text, label)]``: :class:`LocalAuthor` is a small language
-model that was trained on the pool of a task, :class:`kdbench.tracks.llm.blocks.hosted.HostedAuthor` a model behind an
-endpoint. What a student knows of its own performance travels in the request.
+Every teacher of this kind has ``generate(request) -> list[(text, label)]``, and ``probable(texts, classes, top)`` to
+check what it wrote: :class:`LocalAuthor` is a small language model that was trained on the pool of a task,
+:class:`kdbench.tracks.llm.blocks.hosted.HostedAuthor` a model behind an endpoint. What a student knows of its own
+performance travels in the request.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,13 +31,9 @@ from kdbench.tracks.llm.evaluate import class_logits, macro_f1
 from kdbench.tracks.llm.generation import generate
 from kdbench.tracks.llm.networks import models, teachers
 from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
-from kdbench.tracks.llm.spec import Net, Stage
 
 if TYPE_CHECKING:
     from kdbench.tracks.llm.task import LLMTask
-
-FORMAT = 1
-"""Bumped when the rows that local authors are trained on change."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,10 @@ class Author(Protocol):
 
     def generate(self, request: Request) -> list[tuple[str, int]]:
         """New texts with their labels, about as many of each class as its quota says."""
+        ...
+
+    def probable(self, texts: Sequence[str], classes: Sequence[str], top: int) -> list[tuple[int, ...]]:
+        """For each text the ``top`` classes that it most probably is of, the best one first."""
         ...
 
 
@@ -94,34 +96,15 @@ def pool_rows(examples: Sequence[Example], classes: Sequence[str], tokenizer: An
     return pack(rows, [1] * len(rows), pad_id(tokenizer))
 
 
-def author_key(task: LLMTask, net: Net) -> dict[str, Any]:
-    """Everything that decides the weights of :func:`author_network`."""
-    return {
-        "track": "llm",
-        "role": "author",
-        "data": task.spec.data.decides_teacher(),
-        "tokenizer": task.spec.tokenizer,
-        "model": net.model_dump(mode="json"),
-        "seed": task.spec.teacher_seed,
-        "format": FORMAT,
-    }
-
-
-def author_net(task: LLMTask, steps: float, lr: float) -> Net:
-    """A causal language model as large as the task's teacher, with ``steps`` for each of the teacher's."""
-    teacher = task.spec.teacher
-    if not isinstance(teacher, Net):
-        raise UsageError("an author is trained where the teacher is; with a pretrained teacher use a hosted author")
-    count = max(1, round(steps * sum(stage.steps for stage in teacher.stages)))
-    stage = Stage(objective="lm", steps=count, batch_size=16, lr=lr)
-    return Net(layers=teacher.layers, width=teacher.width, heads=teacher.heads, stages=(stage,))
-
-
-def author_network(task: LLMTask, net: Net) -> nn.Module:
+def author_network(task: LLMTask) -> nn.Module:
     """A causal language model of the task's pool, conditioned on a class and an example; frozen.
 
-    Trained once for each task, shape and ``teacher_seed``, and cached. ``net`` has stages of the objective ``lm``.
+    Trained once for each task and ``teacher_seed``, when the task is prepared. Raises ``UsageError`` where the task has
+    no author of its own.
     """
+    net = task.spec.author_net()
+    if net is None:
+        raise UsageError(f"task {task.spec.name} has no author of its own", hint="ask a hosted one: author: hosted")
 
     def build() -> nn.Module:
         return models.build(net, task.tokenizer)
@@ -132,7 +115,7 @@ def author_network(task: LLMTask, net: Net) -> nn.Module:
         seed = seed_of("llm", "author", task.spec.teacher_seed) % 2**32
         teachers.make(folder, net, build, lambda objective: rows, task.tokenizer, seed, task.device)
 
-    network = task._load_weights(build(), task.cache.get("teacher", author_key(task, net), make))
+    network = task._load_weights(build(), task.cache.get("teacher", task.spec.author_identity(), make))
     return network.to(task.device).requires_grad_(False).eval()
 
 
@@ -186,6 +169,15 @@ class LocalAuthor:
             task.budget.spend("flops", 2.0 * count_parameters(self.network) * read)
         return [(text.strip(), label) for text, (_, label) in zip(texts, self.used, strict=True)]
 
+    def probable(self, texts: Sequence[str], classes: Sequence[str], top: int) -> list[tuple[int, ...]]:
+        """As classes of :func:`class_nll`; spends ``teacher_queries``, one per text, and ``flops``."""
+        if not texts:
+            return []
+        nll, read = class_nll(self.task, self.network, texts, classes)
+        self.task.budget.spend("teacher_queries", len(texts))
+        self.task.budget.spend("flops", 2.0 * count_parameters(self.network) * read)
+        return [tuple(int(label) for label in row[:top]) for row in nll.argsort(axis=1, kind="stable")]
+
 
 def sources(request: Request, label: int, wanted: int) -> list[tuple[str, int]]:
     """``wanted`` examples of a class to write after, the most telling first, then in turn; ``""``: the class alone."""
@@ -200,29 +192,35 @@ def sources(request: Request, label: int, wanted: int) -> list[tuple[str, int]]:
 
 
 @torch.no_grad()
-def zero_shot(task: LLMTask, network: nn.Module, texts: Sequence[str]) -> tuple[np.ndarray, int]:
-    """Classes (N,) under which a local author finds texts most probable, all classes alike, and the tokens read."""
+def class_nll(
+    task: LLMTask, network: nn.Module, texts: Sequence[str], classes: Sequence[str]
+) -> tuple[NDArray[np.float64], int]:
+    """NLL (N, C) in nats of texts after the header of each class, for a local author, and how many tokens it read.
+
+    With all classes equally frequent, the smallest is that of the most probable class.
+    """
     length, start, eos = task.spec.data.length, start_id(task.tokenizer), task.tokenizer.eos_token_id
-    heads = encode([header(name) for name in task.class_names], task.tokenizer)
-    found, read = [], 0
-    for ids in encode(texts, task.tokenizer):
+    heads = encode([header(name) for name in classes], task.tokenizer)
+    found, read = np.zeros((len(texts), len(classes))), 0
+    for row, ids in enumerate(encode(texts, task.tokenizer)):
         body = [*ids[:length], eos]
-        rows = [[start, *head, *body] for head in heads]
-        batch = pack(rows, [1 + len(head) for head in heads], pad_id(task.tokenizer)).batch(torch.arange(len(heads)))
+        prompts = [[start, *head, *body] for head in heads]
+        batch = pack(prompts, [1 + len(head) for head in heads], pad_id(task.tokenizer)).batch(torch.arange(len(heads)))
         batch = batch.to(task.device)
         nll = models.token_nll(models.scored_logits(network, batch), models.targets_of(batch))
-        found.append(int(nll.view(len(heads), len(body)).sum(1).argmin()))
+        found[row] = nll.view(len(heads), len(body)).sum(1).double().cpu().numpy()
         read += int(batch.attention_mask.sum())
-    return np.array(found), read
+    return found, read
 
 
-def asked_to_classify(task: LLMTask, net: Net, count: int) -> dict[str, float]:
-    """accuracy, macro_f1 and gflops_per_1k of a local author on the first test texts; measured once and cached."""
+def asked_to_classify(task: LLMTask, count: int) -> dict[str, float]:
+    """accuracy, macro_f1 and gflops_per_1k of the task's author on the first test texts; measured once and cached."""
     rows = task.split("test").rows[:count]
 
     def make(folder: Path) -> None:
-        network = author_network(task, net)
-        guess, read = zero_shot(task, network, [row.text for row in rows])
+        network = author_network(task)
+        nll, read = class_nll(task, network, [row.text for row in rows], task.class_names)
+        guess = nll.argmin(1)
         labels = np.array([row.label for row in rows])
         flops = 2.0 * count_parameters(network) * read / len(rows)
         values = {
@@ -232,7 +230,7 @@ def asked_to_classify(task: LLMTask, net: Net, count: int) -> dict[str, float]:
         }
         (folder / "zero_shot.json").write_text(json.dumps(values) + "\n")
 
-    key = {**author_key(task, net), "role": "zero-shot", "test": task.split("test").digest, "count": len(rows)}
+    key = {**task.spec.author_identity(), "role": "zero-shot", "test": task.split("test").digest, "count": len(rows)}
     values: dict[str, float] = json.loads((task.cache.get("zero-shot", key, make) / "zero_shot.json").read_text())
     return values
 

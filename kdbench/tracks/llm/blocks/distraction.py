@@ -15,6 +15,7 @@ from torch import nn
 from kdbench.tracks.llm.blocks.counterfactuals import Context, contexts_of, rows_of
 from kdbench.tracks.llm.blocks.sensitivity import attention_mass
 from kdbench.tracks.llm.data.instruct import Item, distract, generate
+from kdbench.tracks.llm.data.knowledge import Knowledge
 from kdbench.tracks.llm.data.specs import InstructData
 from kdbench.tracks.llm.evaluate import exact_matches, respond
 
@@ -51,9 +52,9 @@ def detection(
 def distracted(data: InstructData) -> tuple[list[Item], list[Item]]:
     """``data.test`` test items without a distractor, and the same items with one each; the same for every model."""
     plain = generate(data.model_copy(update={"distractors": 0.0}), "test", data.test)
-    rng, items = np.random.default_rng([data.seed, 0xD15]), []
+    rng, knowledge, items = np.random.default_rng([data.seed, 0xD15]), Knowledge.make(data.persons, data.seed), []
     for item in plain:
-        instruction, span = distract(rng, item.instruction)
+        instruction, span = distract(rng, data, item.instruction, item.family, item.level, knowledge)
         items.append(
             Item(instruction, item.response, item.answers, item.probabilities, item.family, item.level, distractor=span)
         )

@@ -11,17 +11,28 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from kdbench.errors import JobError, UsageError
 from kdbench.tracks.llm.blocks.authors import Request
 from kdbench.tracks.llm.blocks.guidance import Mistake
+
+Found = TypeVar("Found")
 
 SYSTEM = (
     "You write training data for a text classifier. You are given its classes, examples, its mistakes and its "
     "performance, and a number of new texts to write for each class. Write realistic and varied texts that differ from "
     "those shown, and that make the classifier better where it is weak. Answer with a JSON object of the form "
     '{"texts": [{"text": "...", "label": "<name of a class>"}]} and nothing else.'
+)
+
+
+LABELS = (
+    "You check the labels of texts for a text classifier. You are given its classes and numbered texts, and how many "
+    "classes to name for each text. Name those that the text most probably is of, the most probable one first. Answer "
+    'with a JSON object of the form {"labels": [["<name of a class>", ...], ...]}, one list for each text in their '
+    "order, and nothing else."
 )
 
 
@@ -107,17 +118,28 @@ class HostedAuthor:
         """
         found: list[tuple[str, int]] = []
         for quotas in portions(request.quotas, self.per_call):
-            found += self._once(replace(request, quotas=quotas))
+            asked = replace(request, quotas=quotas)
+            found += self._once(SYSTEM, prompt(asked), partial(parse, request=asked))
         return found
 
-    def _once(self, request: Request) -> list[tuple[str, int]]:
+    def probable(self, texts: Sequence[str], classes: Sequence[str], top: int) -> list[tuple[int, ...]]:
+        """As the model answers when it is asked for the ``top`` classes of each text, ``per_call`` texts at a time."""
+        found: list[tuple[int, ...]] = []
+        for begin in range(0, len(texts), self.per_call):
+            part = texts[begin : begin + self.per_call]
+            rows = [json.dumps({"number": i, "text": text}) for i, text in enumerate(part)]
+            asked = f"Classes: {', '.join(classes)}\n\nClasses to name for each text: {top}\n\n" + "\n".join(rows)
+            found += self._once(LABELS, asked, partial(parse_labels, classes=classes, count=len(part), top=top))
+        return found
+
+    def _once(self, system: str, asked: str, read: Callable[[str], list[Found]]) -> list[Found]:
         reasons = []
         for attempt in range(self.attempts):
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
-                answer = self._call(prompt(request))
-                return parse(answer["choices"][0]["message"]["content"], request)
+                answer = self._call(system, asked)
+                return read(answer["choices"][0]["message"]["content"])
             except urllib.error.HTTPError as error:
                 if error.code not in (408, 409, 429) and error.code < 500:
                     raise JobError(f"{self.base_url} refused the request: {error.code} {error.reason}") from error
@@ -128,12 +150,12 @@ class HostedAuthor:
                 reasons.append(f"an answer that is not as asked for ({type(error).__name__}: {error})")
         raise JobError(f"{self.base_url} gave no usable answer in {self.attempts} attempts: {'; '.join(reasons)}")
 
-    def _call(self, text: str) -> dict[str, Any]:
+    def _call(self, system: str, text: str) -> dict[str, Any]:
         body = {
             "model": self.model,
             "temperature": self.temperature,
             "response_format": {"type": "json_object"},
-            "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}],
+            "messages": [{"role": "system", "content": system}, {"role": "user", "content": text}],
         }
         headers = {"Content-Type": "application/json"}
         if self.key_env:
@@ -161,18 +183,32 @@ def portions(quotas: Sequence[int], size: int) -> list[tuple[int, ...]]:
     return [tuple(part[label] for label in range(len(quotas))) for part in parts]
 
 
-def parse(content: str, request: Request) -> list[tuple[str, int]]:
-    """Texts and labels of an answer, at most the quota of each class. Raises ``ValueError`` where it has no text.
-
-    A Markdown fence around the JSON is taken away.
-    """
+def unfenced(content: str) -> Any:
+    """The JSON of an answer; a Markdown fence around it is taken away."""
     stripped = content.strip()
     if stripped.startswith("```"):
         stripped = stripped.split("\n", 1)[-1].rsplit("```", 1)[0]
+    return json.loads(stripped)
+
+
+def parse_labels(content: str, classes: Sequence[str], count: int, top: int) -> list[tuple[int, ...]]:
+    """The classes of each of ``count`` texts, ``top`` at most; names of no class are left out.
+
+    Raises ``ValueError`` for an answer about another number of texts.
+    """
+    labels = {name: label for label, name in enumerate(classes)}
+    rows = unfenced(content)["labels"]
+    if len(rows) != count:
+        raise ValueError(f"labels of {len(rows)} texts, not of {count}")
+    return [tuple(labels[name] for name in map(str, row) if name in labels)[:top] for row in rows]
+
+
+def parse(content: str, request: Request) -> list[tuple[str, int]]:
+    """Texts and labels of an answer, at most the quota of each class. Raises ``ValueError`` where it has no text."""
     left = list(request.quotas)
     labels = {name: label for label, name in enumerate(request.classes)}
     found = []
-    for row in json.loads(stripped)["texts"]:
+    for row in unfenced(content)["texts"]:
         text, label = str(row["text"]).strip(), labels.get(str(row["label"]).strip(), -1)
         if text and label >= 0 and left[label] > 0:
             left[label] -= 1

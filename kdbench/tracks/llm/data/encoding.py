@@ -89,6 +89,11 @@ class Sequences:
             labels = ids.masked_fill(~(present & (positions >= self.starts[rows, None])), IGNORE)
         return TextBatch(ids, present.long(), labels, rows.clone(), split)
 
+    def prompt(self, row: int, tokens: int) -> list[int]:
+        """The first ``tokens`` ids of a row."""
+        ids: list[int] = self.ids[row, :tokens].tolist()
+        return ids
+
     def batches(self, size: int, split: str) -> Iterator[TextBatch]:
         """All rows in order, ``size`` at a time."""
         for rows in torch.arange(len(self)).split(size):

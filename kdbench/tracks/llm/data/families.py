@@ -33,7 +33,7 @@ def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
-def _number(rng: np.random.Generator, level: int) -> int:
+def number(rng: np.random.Generator, level: int) -> int:
     """Up to 10, 50, 100 or 1000 (exclusive) for levels 1 to 4."""
     return int(rng.integers((10, 50, 100, 1000)[level - 1]))
 
@@ -43,13 +43,13 @@ def _one(instruction: str, answer: object) -> Draft:
 
 
 def add(rng: np.random.Generator, level: int) -> Draft:
-    a, b = _number(rng, level), _number(rng, level)
+    a, b = number(rng, level), number(rng, level)
     return _one(_pick(rng, ("Add {a} and {b}.", "What is {a} + {b}?", "Compute {a} + {b}.")).format(a=a, b=b), a + b)
 
 
 def add_steps(rng: np.random.Generator, level: int) -> Draft:
     """Column addition with its working; the result stands after ``=>``."""
-    a, b = _number(rng, max(2, level)), _number(rng, max(2, level))
+    a, b = number(rng, max(2, level)), number(rng, max(2, level))
     steps, carry, left, right = [], 0, a, b
     while left or right or not steps:
         total = left % 10 + right % 10 + carry
@@ -59,7 +59,7 @@ def add_steps(rng: np.random.Generator, level: int) -> Draft:
 
 
 def subtract(rng: np.random.Generator, level: int) -> Draft:
-    a, b = sorted((_number(rng, level), _number(rng, level)), reverse=True)
+    a, b = sorted((number(rng, level), number(rng, level)), reverse=True)
     wording = _pick(rng, ("Subtract {b} from {a}.", "What is {a} - {b}?", "Compute {a} - {b}."))
     return _one(wording.format(a=a, b=b), a - b)
 

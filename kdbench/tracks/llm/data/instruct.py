@@ -10,21 +10,10 @@ from typing import Any
 import numpy as np
 
 from kdbench.errors import JobError
+from kdbench.tracks.llm.data import distractors
 from kdbench.tracks.llm.data.families import SAMPLERS, Draft, check, lookup
 from kdbench.tracks.llm.data.knowledge import Knowledge
-from kdbench.tracks.llm.data.specs import HELD_OUT, InstructData
-
-DISTRACTORS = (
-    "The weather is mild this week.",
-    "A boat left the harbour early.",
-    "Many people like warm soup.",
-    "The old bridge was closed.",
-    "Music played in the square.",
-    "The train came a bit late.",
-    "Children ran along the river.",
-    "The market opens at nine.",
-)
-"""Sentences that have nothing to do with any answer."""
+from kdbench.tracks.llm.data.specs import HELD_OUT, DistractorsData, InstructData
 
 SPLITS = ("train", "val", "test")
 
@@ -116,14 +105,22 @@ def generate(data: InstructData, split: str, count: int, families: Sequence[str]
             response = draft.answers[int(rng.choice(len(draft.answers), p=draft.probabilities))]
         instruction, span = draft.instruction, None
         if rng.random() < data.distractors:
-            instruction, span = distract(rng, draft.instruction)
+            instruction, span = distract(rng, data, draft.instruction, family, level, knowledge)
         items.append(Item(instruction, response, draft.answers, draft.probabilities, family, level, span))
     return items
 
 
-def distract(rng: np.random.Generator, instruction: str) -> tuple[str, tuple[int, int]]:
-    """Put an irrelevant sentence before or after an instruction; its character range comes back with it."""
-    sentence = DISTRACTORS[int(rng.integers(len(DISTRACTORS)))]
+def distract(
+    rng: np.random.Generator, data: InstructData, instruction: str, family: str, level: int, knowledge: Knowledge
+) -> tuple[str, tuple[int, int]]:
+    """Put an irrelevant sentence before or after an instruction; its character range comes back with it.
+
+    It is a fixed one, or of what the instruction is about where ``data`` are :class:`DistractorsData`.
+    """
+    if isinstance(data, DistractorsData):
+        sentence = distractors.on_topic(rng, family, level, knowledge, instruction)
+    else:
+        sentence = distractors.fixed(rng)
     if rng.random() < 0.5:
         return f"{sentence} {instruction}", (0, len(sentence))
     head = instruction if instruction[-1] in ".?!" else instruction + "."

@@ -2,9 +2,10 @@
 
 The languages speak of the same entities. A part of the names is written in the same way in both; the target language
 transliterates the others, letter by letter. Of all other words a part is common to both, and the others are the
-language's own. The order of words is its own, too: the source has subject, verb, object, with articles and
-prepositions, and the target has subject, object, verb, with a particle after the subject, postpositions, adjectives
-after the noun and the head of a name before the rest. What kind of thing a name stands for is told by its ending for
+language's own. The order of words is its own, too: the source has subject, verb, object, with prepositions, and the
+target has subject, object, verb, with postpositions, adjectives after the noun and the head of a name before the rest;
+now and then a sentence or a phrase of one has the order of the other. The source has articles, the target a particle
+after the subject. What kind of thing a name stands for is told by its ending for
 most names, and by the verb and the nouns around it.
 """
 

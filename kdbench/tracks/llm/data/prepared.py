@@ -75,4 +75,4 @@ class Prepared:
             "format": DATA_FORMAT,
         }
         folder = self.cache.get("data", key, make)
-        return Split(Sequences.read(folder, "tokens"), folder, self.kind.row)
+        return Split(self.kind.sequences.read(folder, "tokens"), folder, self.kind.row)

@@ -176,6 +176,14 @@ class InstructData(SpecModel):
         return self.model_dump(mode="json", exclude={"val", "test", "ood"})
 
 
+class DistractorsData(InstructData):
+    """As :class:`InstructData`, with irrelevant sentences that speak of what the instruction is about."""
+
+    kind: Literal["instruct-distractors"] = "instruct-distractors"  # type: ignore[assignment]
+    persons: int = Field(120, ge=2, le=1600)
+    distractors: float = Field(0.5, ge=0, le=1)
+
+
 class ReviewsData(SpecModel):
     """Procedural reviews: the class is the sentiment, the hidden aspect is the topic."""
 
@@ -215,6 +223,14 @@ class DocstringsData(SpecModel):
         return self.model_dump(mode="json", exclude={"val", "test"})
 
 
+class Author(SpecModel):
+    """Training of the language model that writes texts of a task's classes, of the shape of the task's teacher."""
+
+    steps: int = Field(600, ge=1)
+    """Of 16 texts."""
+    lr: float = Field(2e-3, gt=0)
+
+
 class SeedDocstringsData(DocstringsData):
     """As :class:`DocstringsData`, of which training sees a few of each class and the teacher's side all (``pool``)."""
 
@@ -222,6 +238,11 @@ class SeedDocstringsData(DocstringsData):
     classes: int = Field(30, ge=2, le=60)
     seeds: int = Field(5, ge=1)
     """Labelled texts of each class in the training data; ``train`` limits the pool that they are taken from."""
+    author: Author = Author()
+    """Who writes more of them on request: made with the teacher, which does not depend on it."""
+
+    def decides_teacher(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"val", "test", "author"})
 
 
 class IclData(SpecModel):
@@ -265,7 +286,7 @@ class NerData(SpecModel):
 
     networks: ClassVar[tuple[str, ...]] = TAGGERS
     kind: Literal["ner"] = "ner"
-    train: int = Field(1_500, ge=1)
+    train: int = Field(3_000, ge=1)
     """Labelled sentences of the source language."""
     unlabelled: int = Field(1_500, ge=1)
     """Sentences of the target language in the training data."""
@@ -276,9 +297,9 @@ class NerData(SpecModel):
     """Surnames, places and companies that there are, each."""
     shared: float = Field(0.3, ge=0, le=1)
     """Probability that a name is written alike in both languages."""
-    moved: int = Field(4, ge=0, le=20)
+    moved: int = Field(3, ge=0, le=20)
     """Consonants, of 20, that the transliteration of all other names turns into another."""
-    cognates: float = Field(0.4, ge=0, le=1)
+    cognates: float = Field(0.5, ge=0, le=1)
     """Probability that another word is the same in both languages."""
     mixed: float = Field(0.2, ge=0, le=0.5)
     """Probability that a sentence, or a phrase of it, has the order of words that is usual in the other language."""
@@ -346,6 +367,7 @@ Data = Annotated[
     | TextOodData
     | LengthsData
     | InstructData
+    | DistractorsData
     | ReviewsData
     | DocstringsData
     | SeedDocstringsData

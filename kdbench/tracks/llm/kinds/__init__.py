@@ -19,6 +19,7 @@ KINDS = {
     "text-ood": "kdbench.tracks.llm.kinds.ood:TextOod",
     "lengths": "kdbench.tracks.llm.kinds.lengths:Lengths",
     "instruct": "kdbench.tracks.llm.kinds.instruct:Instruct",
+    "instruct-distractors": "kdbench.tracks.llm.kinds.instruct:Instruct",
     "hf-instruct": "kdbench.tracks.llm.kinds.instruct:HubInstruct",
     "icl": "kdbench.tracks.llm.kinds.icl:Icl",
     "reviews": "kdbench.tracks.llm.kinds.classify:Reviews",

@@ -55,6 +55,8 @@ class Kind:
 
     row: ClassVar[type[Any]]
     """Type of a row: a dataclass of what JSON has, or with ``to_json`` and ``from_json``."""
+    sequences: ClassVar[type[Sequences]] = Sequences
+    """Type of the encoded rows of a split."""
     names: tuple[str, ...] = ("train", "val", "test")
     """Splits that there are."""
     classes: tuple[str, ...] = ()
@@ -92,6 +94,9 @@ class Kind:
     def stage_rows(self, objective: str) -> Sequences:
         """Rows that a stage of a teacher or of an initialisation trains on."""
         return self.prepared.split("train").sequences
+
+    def prepare(self, task: LLMTask) -> None:
+        """Networks of a task of this kind that are made before its jobs, beside teacher and initial student."""
 
     def encode_rows(self, rows: Sequence[Any], tokenizer: Any) -> Sequences:
         """Rows under another tokenizer, one sequence each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
+from typing import Any
 
 from kdbench.errors import JobError
 from kdbench.tracks.llm.data import classify
@@ -52,3 +53,10 @@ class SeedDocstrings(Docstrings):
 
     def stage_rows(self, objective: str) -> Sequences:
         return self.prepared.split("pool").sequences
+
+    def prepare(self, task: Any) -> None:
+        """The author of more texts."""
+        from kdbench.tracks.llm.blocks.authors import author_network
+
+        if task.spec.author_net() is not None:
+            author_network(task)

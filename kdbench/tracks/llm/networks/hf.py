@@ -24,10 +24,11 @@ def local_or_hub(name: str) -> str:
     return str(Path(name).expanduser()) if looks_local(name) else name
 
 
-def load_model(hub: Hub, device: torch.device, *, trainable: bool) -> nn.Module:
+def load_model(hub: Hub, device: torch.device, *, trainable: bool, auto: Any = None) -> Any:
     """A causal language model as the task wants it; students also get adapters and gradient checkpointing.
 
-    Raises ``JobError`` with the name where transformers cannot load it.
+    ``auto`` is the class that reads it, where that is not ``AutoModelForCausalLM``. Raises ``JobError`` with the name
+    where transformers cannot load it.
     """
     from transformers import AutoModelForCausalLM
 
@@ -40,7 +41,7 @@ def load_model(hub: Hub, device: torch.device, *, trainable: bool) -> nn.Module:
         options["quantization_config"] = quantization(hub.quantize)
         options.setdefault("device_map", device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = (AutoModelForCausalLM if auto is None else auto).from_pretrained(
             local_or_hub(hub.name), revision=hub.revision, trust_remote_code=hub.trust_remote_code, **options
         )
     except (OSError, ValueError, KeyError, ImportError) as error:

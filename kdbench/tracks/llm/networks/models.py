@@ -99,6 +99,9 @@ def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
 
     None for models whose logits are made in another way (scaled, capped, wrapped): they are called whole.
     """
+    own = getattr(model, "body_and_head", None)
+    if own is not None:
+        return own()
     config = getattr(model, "config", None)
     if type(model).__module__.startswith("transformers.") and getattr(config, "model_type", None) in PLAIN_HEADS:
         head = model.get_output_embeddings()
