@@ -1,6 +1,6 @@
 """Deco-G: decoupling task-solving and output formatting.
 
-Deng, Kung and Peng, 2025. Asked for an answer and for a rigid format at once, a language model does both worse.
+Deng, Kung and Peng, ACL 2026. Asked for an answer and for a rigid format at once, a language model does both worse.
 Deco-G asks it for the task alone and leaves the format to a module beside it. With p the language model, C the
 probability that the format can still be met, and v the next token,
 
@@ -41,8 +41,9 @@ from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
 PAPER = Paper(
     slug="deco_g",
     title="Decoupling Task-Solving and Output Formatting in LLM Generation",
-    year=2025,
+    year=2026,
     authors=["Haikang Deng", "Po-Nien Kung", "Nanyun Peng"],
+    venue="ACL",
     track="decoding",
     arxiv="2510.03595",
     source="abstract",

@@ -53,7 +53,7 @@ PAPER = Paper(
     track="decoding",
     arxiv="2310.08461",
     source="paper",
-    tasks=["arith", "listops", "docs"],
+    tasks=["arith", "listops", "docs", "hf"],
     requires=["logits"],
     tags=["speculative", "on-policy", "divergence", "lossy"],
     claims=[
@@ -201,7 +201,7 @@ def evaluate(task, model, params):
     scores |= report(task, model, scores["speedup"])
     if isinstance(model, OwnTarget):
         return scores | staged_report(task, model)
-    points = lossy_curve(task, model, ("lin", "sq", "exp"), (0.7, 0.4, 0.1), params.lossy_prompts)
+    points = lossy_curve(task, model, ("lin", "sq", "exp"), (0.5, 0.1), params.lossy_prompts)
     task.artifact("lossy.json").write_text(json.dumps(points, indent=1) + "\n")
     most = max(points, key=lambda point: point["tau"])
     return scores | {

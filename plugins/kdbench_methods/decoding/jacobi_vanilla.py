@@ -12,7 +12,7 @@ BASELINE = Baseline(
     slug="jacobi_vanilla",
     title="Jacobi decoding of the untrained target",
     track="decoding",
-    tasks=["arith", "listops", "docs"],
+    tasks=["arith", "listops", "docs", "hf"],
     tags=["reference-point", "parallel"],
     reference="Santilli, Severino, Postolache, Maiorca, Mancusi, Marin, Rodola; ACL 2023, arXiv 2305.10427",
 )

@@ -8,18 +8,22 @@ import pytest
 import torch
 
 from kdbench.losses.divergences import divergence
-from kdbench.registry import discover
 from kdbench.tracks.decoding.blocks.drafts import acceptance, draft_loss, lossy_curve
 from kdbench.tracks.decoding.blocks.sources import DATA, Sources, sequences_of
 from kdbench.tracks.decoding.decoders.companions import OwnTarget, WithReference
 from kdbench.tracks.decoding.decoders.speculative import Speculative
 from kdbench.tracks.decoding.task import DecodingTask
 from kdbench.tracks.llm.networks.models import scored_logits
+from kdbench.training.loaders import cycle
+
+
+SMALL = {"evaluation": {"gammas": [3, 5], "max_new": 8}}
+"""Evaluation in a fraction of a second."""
 
 
 @pytest.fixture
-def task(tmp_path):
-    spec = discover().task("decoding/arith", "smoke")
+def task(registry, tmp_path):
+    spec = registry.task("decoding/arith", "smoke")
     return DecodingTask(spec, seed=0, method="decoding/distillspec", folder=tmp_path)
 
 
@@ -36,10 +40,8 @@ def texts(batch):
 
 
 def take(loader, count):
-    batches = []
-    while len(batches) < count:
-        batches += list(loader)
-    return batches[:count]
+    batches = cycle(loader)
+    return [next(batches) for _ in range(count)]
 
 
 def test_the_targets_responses_are_sampled_once_and_only_they_are_scored(task):
@@ -123,13 +125,13 @@ def test_the_loss_is_the_mean_over_sequences_of_the_right_divergence(task, name)
 # --- choice -----------------------------------------------------------------------------------------------------------
 
 
-def choice(tmp_path):
-    return json.loads((tmp_path / "job0" / "artifacts" / "choice.json").read_text())
+def artifact(tmp_path, name):
+    return json.loads((tmp_path / "job0" / "artifacts" / name).read_text())
 
 
-def test_the_divergence_is_chosen_by_acceptance_on_validation_data(run, tmp_path):
-    result = run("decoding/distillspec", "arith")
-    found = choice(tmp_path)
+def test_the_divergence_is_chosen_by_acceptance_on_validation_data_and_all_is_reported(run, tmp_path):
+    result = run("decoding/distillspec", "arith", overrides=SMALL)
+    found, extra = artifact(tmp_path, "choice.json"), result.outcome.extra
     trials = found["trials"]
     assert [trial["divergence"] for trial in trials[:4]] == ["fkl", "rkl", "jsd", "tvd"]
     assert {trial["divergence"] for trial in trials[4:]} == {
@@ -140,17 +142,26 @@ def test_the_divergence_is_chosen_by_acceptance_on_validation_data(run, tmp_path
     assert result.outcome.cost["steps"] == 4
     assert result.outcome.cost["aux_steps"] == sum(trial["steps"] for trial in trials)
 
+    points = artifact(tmp_path, "lossy.json")
+    assert [point["function"] for point in points] == ["lossless"] + ["lin"] * 2 + ["sq"] * 2 + ["exp"] * 2
+    assert extra["lossy_tau_gain"] == max(point["tau"] for point in points) / points[0]["tau"] > 1
+    assert all({"tau", "forwards", "target_nll", "exact_match"} <= set(point) for point in points)
+    clocks = artifact(tmp_path, "speedup.json")
+    tau = sum(clocks["alpha_greedy"] ** i for i in range(6))
+    assert clocks["predicted"] == pytest.approx(tau / (1 + 5 * clocks["cost"]))
+    assert clocks["cost"] == pytest.approx(clocks["draft_seconds"] / clocks["target_seconds"])
+    assert extra["acceptance_deviation"] < 4
+    assert {"tau/gamma3", "tau/gamma5", "tau_t1/gamma3", "tau_expected/gamma5"} <= set(extra)
 
-def test_the_whole_grid_can_be_compared(run, tmp_path):
-    run("decoding/distillspec", "arith", data="auto", rungs=1, choose_for="sampling", responses=4, pool=4)
-    found = {(trial["data"], trial["divergence"]) for trial in choice(tmp_path)["trials"]}
-    assert found == {(data, name) for data in DATA for name in ("fkl", "rkl", "jsd", "tvd")}
 
-
-def test_a_fixed_option_is_trained_without_trials(run, tmp_path):
-    result = run("decoding/distillspec", "docs", divergence="tvd", data="mixed", offline="teacher")
-    assert "aux_steps" not in result.outcome.cost
-    assert not (tmp_path / "job0" / "artifacts" / "choice.json").exists()
+def test_data_can_be_chosen_too_and_a_fixed_option_has_no_trials(run, tmp_path):
+    options = {"divergence": "tvd", "responses": 4, "pool": 4, "lossy_prompts": 1}
+    run("decoding/distillspec", "arith", overrides=SMALL, data="auto", rungs=1, choose_for="sampling", **options)
+    trials = artifact(tmp_path, "choice.json")["trials"]
+    assert {(trial["data"], trial["divergence"]) for trial in trials} == {(data, "tvd") for data in DATA}
+    fixed = run("decoding/distillspec", "arith", overrides=SMALL, data="mixed", offline="teacher", **options)
+    assert "aux_steps" not in fixed.outcome.cost
+    assert not (tmp_path / "job1" / "artifacts" / "choice.json").exists()
 
 
 def test_acceptance_is_measured_on_text_that_the_target_has_written(task):
@@ -165,23 +176,9 @@ def test_acceptance_is_measured_on_text_that_the_target_has_written(task):
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_reported(run, tmp_path):
-    extra = run("decoding/distillspec", "arith", divergence="fkl").outcome.extra
-    points = json.loads((tmp_path / "job0" / "artifacts" / "lossy.json").read_text())
-    assert [point["function"] for point in points] == ["lossless"] + ["lin"] * 3 + ["sq"] * 3 + ["exp"] * 3
-    assert extra["lossy_tau_gain"] == max(point["tau"] for point in points) / points[0]["tau"] > 1
-    assert all({"tau", "forwards", "target_nll", "exact_match"} <= set(point) for point in points)
-    clocks = json.loads((tmp_path / "job0" / "artifacts" / "speedup.json").read_text())
-    tau = sum(clocks["alpha_greedy"] ** i for i in range(6))
-    assert clocks["predicted"] == pytest.approx(tau / (1 + 5 * clocks["cost"]))
-    assert clocks["cost"] == pytest.approx(clocks["draft_seconds"] / clocks["target_seconds"])
-    assert extra["acceptance_deviation"] < 4
-    assert {"tau/gamma3", "tau/gamma5", "tau/gamma7", "tau_t1/gamma3", "tau_expected/gamma7"} <= set(extra)
-
-
-def test_two_stages_give_a_smaller_target_that_writes_for_itself(run, tmp_path):
+def test_two_stages_give_a_smaller_target_that_writes_for_itself(run):
     options = {"middle_width": 16, "middle_head": 8, "middle_layers": 1}
-    result = run("decoding/distillspec", "arith", two_stage=True, divergence="fkl", **options)
+    result = run("decoding/distillspec", "arith", overrides=SMALL, two_stage=True, divergence="fkl", **options)
     extra = result.outcome.extra
     assert extra["own_lossless"] == 1.0
     assert extra["flops_ratio"] > 0
@@ -215,7 +212,3 @@ def test_the_curve_begins_lossless(task):
     points = lossy_curve(task, decoder, ["lin"], [1.0, 0.01], 3)
     assert [(point["function"], point["level"]) for point in points] == [("lossless", 1.0), ("lin", 0.01)]
     assert points[1]["tau"] > points[0]["tau"]
-
-
-def test_an_interrupted_job_goes_on_within_a_pool(interrupted):
-    interrupted("decoding/distillspec", "arith", 3, divergence="rkl")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 from kdbench.errors import ArtifactError, did_you_mean
 from kdbench.tracks.decoding.decoders.session import Counter
 
-__all__ = ["Counter", "Decoded", "Decoder", "decoder_of_kind"]
+__all__ = ["Counter", "Decoded", "Decoder", "decoder_of_kind", "save_network"]
 
 
 @dataclass
@@ -82,6 +83,13 @@ class Decoder(ABC):
     @abstractmethod
     def load(cls, folder: Path, task: Any) -> Decoder:
         """Read what :meth:`save` wrote; ``task`` is the :class:`~kdbench.tracks.decoding.task.DecodingTask`."""
+
+
+def save_network(network: Any, folder: Path) -> None:
+    """Write a causal language model as transformers does; adapters of peft are merged into the weights."""
+    if hasattr(network, "merge_and_unload"):
+        network = deepcopy(network).merge_and_unload()
+    network.save_pretrained(folder)
 
 
 def decoder_of_kind(kind: str) -> type[Decoder]:

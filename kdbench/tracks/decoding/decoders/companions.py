@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from kdbench.tracks.decoding.decoders.base import Decoded
+from kdbench.tracks.decoding.decoders.base import Decoded, save_network
 from kdbench.tracks.decoding.decoders.speculative import Lenience, Speculative
 
 
@@ -29,7 +29,7 @@ class WithReference(Speculative):
 
     def save(self, folder: Path) -> None:
         super().save(folder)
-        self.reference.save_pretrained(folder / "reference")
+        save_network(self.reference, folder / "reference")
 
     @classmethod
     def load(cls, folder: Path, task: Any) -> WithReference:
@@ -70,7 +70,7 @@ class OwnTarget(Speculative):
 
     def save(self, folder: Path) -> None:
         super().save(folder)
-        self.target.save_pretrained(folder / "target")
+        save_network(self.target, folder / "target")
 
     @classmethod
     def load(cls, folder: Path, task: Any) -> OwnTarget:

@@ -101,7 +101,8 @@ def _step(
     if temperature > 0:
         written = torch.tensor([len(row.tokens) for row in rows])[:, None]
         uniform = noise.gather(1, (written + depth).clamp_max(noise.shape[1] - 1))
-        said = draw(probabilities(logits, temperature), uniform.to(logits.device)).tolist()
+        lines_of = zip(logits, uniform.to(logits.device), strict=True)  # float64: of one row at a time
+        said = [draw(probabilities(line, temperature), numbers).tolist() for line, numbers in lines_of]
     else:
         said = logits.argmax(dim=-1).tolist()
     kept, left = torch.zeros(len(rows), width, dtype=torch.bool), []

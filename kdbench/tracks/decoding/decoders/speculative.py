@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.errors import UsageError
-from kdbench.tracks.decoding.decoders.base import Decoded, Decoder
+from kdbench.tracks.decoding.decoders.base import Decoded, Decoder, save_network
 from kdbench.tracks.decoding.decoders.session import Counter, Session
 
 Lenience = Callable[[Tensor], Tensor]
@@ -287,7 +287,7 @@ class Speculative(Decoder):
         """The draft as transformers saves it. A lossy decoder is for looking at, not for keeping: ``UsageError``."""
         if self.lenience is not None:
             raise UsageError("a decoder with lenience cannot be saved; save the lossless one")
-        self.draft.save_pretrained(folder / "draft")
+        save_network(self.draft, folder / "draft")
 
     @classmethod
     def load(cls, folder: Path, task: Any) -> Speculative:

@@ -20,6 +20,7 @@ from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import IGNORE
 from kdbench.task import count_parameters
 from kdbench.tracks.llm.data.encoding import TextBatch
+from kdbench.tracks.llm.data.specs import InstructData
 from kdbench.tracks.llm.evaluate import distinct, exact_matches
 from kdbench.tracks.llm.generation import Prompts
 from kdbench.tracks.llm.networks.models import targets_of, token_nll
@@ -267,7 +268,7 @@ def effect(reviser: Reviser, count: int) -> dict[str, float]:
     values["distinct_2_revision_gain"] = values["distinct_2_revised"] - values["distinct_2_teacher"]
     values["revised_share"] = float(np.mean(corrected_rows))
     values["loglik_rise_share"] = float(np.mean(np.array(rises) > 0)) if rises else 0.0
-    if task.spec.data.kind == "instruct":
+    if isinstance(task.spec.data, InstructData):
         items = [test.rows[row] for row in rows.tolist()]
         for name, some in zip(names[:2], texts, strict=False):
             values[f"exact_match_{name}"] = float(exact_matches(items, some).mean())
