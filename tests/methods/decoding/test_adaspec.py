@@ -10,7 +10,6 @@ import torch
 from kdbench.tracks.decoding.task import DecodingTask
 from kdbench_methods.decoding import adaspec
 
-
 SMALL = {"evaluation": {"gammas": [3], "max_new": 8}}
 """Evaluation in a fraction of a second."""
 

@@ -19,6 +19,7 @@ from kdbench.tracks.decoding.data.scenes import Scene, listing, make_scenes, ren
 from kdbench.tracks.decoding.data.specs import ScenesData
 from kdbench.tracks.decoding.decoders.autoregressive import Autoregressive
 from kdbench.tracks.decoding.decoders.session import Session
+from kdbench.tracks.decoding.decoders.tree import Shape, TreeDecoder
 from kdbench.tracks.decoding.networks.vlm import load
 from kdbench.tracks.decoding.task import DecodingTask
 from kdbench.tracks.llm.networks.models import scored_logits
@@ -130,6 +131,25 @@ def test_a_target_is_loaded_by_name(task, tmp_path):
         load(Hub(name=str(tmp_path / "llama")), torch.device("cpu"))
 
 
+def test_a_task_takes_its_target_by_name(task, tmp_path):
+    task.teacher().save_pretrained(tmp_path / "llava")
+    task.tokenizer.save_pretrained(tmp_path / "llava")
+    overrides = {
+        "data": {"train": 8, "val": 2, "test": 2, "counts": [1], "length": 96},
+        "teacher": {"name": str(tmp_path / "llava"), "dtype": "float32"},
+        "student": {"stages": [], "layers": 1, "width": 16, "heads": 2},
+        "evaluation": {"max_new": 6, "timed": 1},
+    }
+    spec = registry().task("decoding/hf-scenes", "paper", overrides)
+    named = DecodingTask(spec, seed=0, method="decoding/probe", folder=tmp_path)
+    prompts = named.prompts_of("val", torch.arange(2)).ids
+    assert "USER:" in named.tokenizer.decode(prompts[0])
+    written = named.decode(Autoregressive(), prompts)
+    decoder = TreeDecoder(Eagle(named.teacher(), ("pool",)), Shape(2, 2, 4))
+    assert named.decode(decoder, prompts).tokens == written.tokens
+    assert task.teacher_vocabulary == named.teacher_vocabulary
+
+
 def test_samples_of_a_target_keep_their_pictures(task):
     prompts = task.prompts_of("train", torch.arange(3))
     batch = task.rollout(task.teacher(), prompts, max_new=4, generator=torch.Generator().manual_seed(0))
@@ -194,6 +214,19 @@ def test_a_draft_that_predicts_the_features_has_nothing_left_to_learn(task, monk
     log_p = taught.logits.log_softmax(-1)
     assert float(losses["reg"]) == 0.0
     torch.testing.assert_close(losses["cls"], -2 * (log_p.exp() * log_p).sum(-1).mean())
+
+
+def test_a_draft_keeps_its_precision_beside_a_target_of_less(task):
+    target = task.teacher(trainable=True).requires_grad_(False).eval().to(torch.bfloat16)
+    draft = Eagle(target, ("pool",))
+    batch = task.split("val").sequences.batch(torch.arange(2), "val")
+    losses, _ = eagle_loss(draft, parts_of(target)[1], batch, teach(target, batch), w_cls=0.1, w_reg=1.0)
+    sum(losses.values()).backward()
+    assert {part.dtype for part in losses.values()} == {torch.float32}
+    assert draft.fusion.weight.grad.dtype == torch.float32
+    prompts = task.prompts_of("val", torch.arange(1)).ids
+    written = TreeDecoder(draft, Shape(2, 2, 4)).decode(target, prompts, max_new=4, eos=-1, pad=0)
+    assert len(written.tokens[0]) == 4
 
 
 def test_only_the_draft_learns(task):

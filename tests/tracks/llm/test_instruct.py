@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdbench.errors import JobError
-from kdbench.tracks.llm.data import families, instruct
+from kdbench.tracks.llm.data import distractors, families, instruct
 from kdbench.tracks.llm.data.knowledge import RELATIONS, VALUES, Knowledge
 from kdbench.tracks.llm.data.specs import FAMILIES, HELD_OUT, InstructData
 
@@ -124,12 +124,12 @@ def test_distractors_stand_where_they_are_said_to_and_change_no_answer():
     assert all(item.distractor is None for item in plain)
     for item in instruct.generate(DATA.model_copy(update={"distractors": 1.0}), "train", 100):
         start, end = item.distractor
-        assert item.instruction[start:end] in instruct.DISTRACTORS
+        assert item.instruction[start:end] in distractors.DISTRACTORS
         first, last = item.distractor_in_prompt()
         assert item.prompt[first:last] == item.instruction[start:end]
         rest = (item.instruction[:start] + item.instruction[end:]).strip()
         assert rest
-        assert not any(sentence in rest for sentence in instruct.DISTRACTORS)
+        assert not any(sentence in rest for sentence in distractors.DISTRACTORS)
 
 
 def test_difficulty_makes_instructions_longer():

@@ -98,9 +98,7 @@ def as_grid(values: Tensor) -> Tensor:
     """
     side = math.isqrt(values.shape[1])
     if side * side != values.shape[1] or side % 2:
-        raise UsageError(
-            f"visual tokens are halved on both sides of a square, and {values.shape[1]} are no even square"
-        )
+        raise UsageError(f"visual tokens are merged on a square of even sides: {values.shape[1]} are no such square")
     return values.transpose(1, 2).unflatten(2, (side, side))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from kdbench.tracks.decoding.blocks.eagle import Eagle, parts_of
+from kdbench.tracks.decoding.blocks.eagle import Eagle, parts_of, spoken
 from kdbench.tracks.decoding.decoders.session import Counter, Prefix, Session
 
 
@@ -16,8 +19,8 @@ class _Layered(nn.Module):
         super().__init__()
         self.eagle, self.head, self.config = eagle, head, eagle.config
 
-    def body_and_head(self) -> tuple[nn.Module, nn.Module]:
-        return self.eagle, self.head
+    def body_and_head(self) -> tuple[nn.Module, Any]:
+        return self.eagle, partial(spoken, self.head)
 
 
 class Drafting:

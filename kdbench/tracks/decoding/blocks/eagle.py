@@ -37,6 +37,11 @@ def parts_of(target: nn.Module) -> tuple[nn.Module, nn.Module]:
     return parts
 
 
+def spoken(head: nn.Module, states: Tensor) -> Tensor:
+    """Logits (..., V) float32 of features (..., D), by an output layer that may be of another precision."""
+    return head(states.to(head.weight.dtype)).float()
+
+
 @torch.no_grad()
 def read(target: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:
     """Embeddings and features (B, L, D) that a target has of a batch; pictures are read with it."""
@@ -118,7 +123,7 @@ class Eagle(nn.Module):
 
     def fuse(self, embeddings: Tensor, features: Tensor) -> Tensor:
         """h (..., D) of the embeddings (..., D) of tokens and the features (..., D) that come before them."""
-        return self.fusion(torch.cat([embeddings, features], dim=-1))
+        return self.fusion(torch.cat([embeddings, features], dim=-1).to(self.fusion.weight.dtype))
 
     def prompted(
         self,
@@ -188,7 +193,7 @@ def teach(target: nn.Module, batch: TextBatch) -> Taught:
     """One forward of the target over a batch, of which nothing is kept."""
     embeddings, features = read(target, batch)
     _, head = parts_of(target)
-    return Taught(embeddings, features, head(features[:, 1:][predicted(batch)]).float())
+    return Taught(embeddings, features, spoken(head, features[:, 1:][predicted(batch)]))
 
 
 def eagle_loss(
@@ -225,7 +230,7 @@ def eagle_loss(
     states = eagle(read.inputs, mask[:, None], read.positions).last_hidden_state
     guessed = states[:, -read.text.shape[1] :][wanted.gather(1, read.text)]
     losses = {
-        "cls": w_cls * ce_soft(head(guessed), taught.logits).mean(),
+        "cls": w_cls * ce_soft(spoken(head, guessed), taught.logits).mean(),
         "reg": w_reg * F.smooth_l1_loss(guessed.float(), taught.features[:, 1:][wanted].float()),
     }
     return losses, read
