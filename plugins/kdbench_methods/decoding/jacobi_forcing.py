@@ -12,8 +12,9 @@ to go on from wrong guesses as from the right tokens:
   them, the fixed points last_j the prompt and the fixed points before them; both have the same positions;
 * *loss*: with z the logits, T the blocks of the row and o the places from the first wrong guess on,
 
-      L = 10 mean CE(prompt and last) + (tau^2 / T) mean_o CE(softmax(stopgrad z(last_j, o) / tau), z(k_j, o) / tau);
+      L = 10 mean CE(last) + (tau^2 / T) mean_o CE(softmax(stopgrad z(last_j, o) / tau), z(k_j, o) / tau);
 
+  the paper also counts the next tokens of the prompt (``prompt_loss``);
 * *rounds*: the trained model makes the trajectories of the next round, whose blocks are twice as long.
 
 What is returned decodes with recycling of rejected guesses and with several blocks at a time (decoders/jacobi.py).
@@ -95,6 +96,7 @@ PAPER = Paper(
     ],
     departures=[
         "blocks of 8 characters and a window of 4 instead of 32 and 16 tokens, as responses have 20 to 60 characters",
+        "prompts are not learned by default: the target was never trained to write any, and their loss drowns the rest",
         "the random guesses are an iterate, too: the released code overwrites them with the fixed point",
         "places after the end of the text are no targets: the released code compares padding there",
         "a block is over when its last token is known, so that the next one is guessed a forward earlier",
@@ -117,7 +119,7 @@ class JacobiForcingParams(Params):
     )
     context: Literal["noisy", "clean"] = Field("noisy", description="earlier blocks that guesses see")
     ar_weight: float = Field(10.0, ge=0, le=1000, description="weight of the next tokens of the clean text")
-    prompt_loss: bool = Field(True, description="the next tokens of the prompt count, too")
+    prompt_loss: bool = Field(False, description="the next tokens of the prompt count, too, as in the paper")
     share_by_blocks: bool = Field(True, description="the consistency loss is divided by the number of blocks (1 / T)")
     temperature: float = Field(1.0, gt=0, le=100, description="of both distributions of the consistency loss (tau)")
     lr: float = Field(3e-4, gt=0, le=1, description="peak of the learning rate; the paper: 1e-5")

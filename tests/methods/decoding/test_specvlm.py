@@ -54,10 +54,7 @@ def test_a_job_reports_and_says_what_the_target_says(run):
 
 def test_variants_change_what_they_say(run):
     offline = run("decoding/specvlm", "scenes", teaching="offline", compressor="none", proposals="chain")
-    online = run("decoding/specvlm", "scenes", compressor="none", proposals="chain")
     assert offline.outcome.cost["stored_bytes"] > 0
-    assert "stored_bytes" not in online.outcome.cost
-    assert offline.column("loss") == pytest.approx(online.column("loss"), rel=1e-2)
     assert offline.outcome.extra["visual_share"] == offline.outcome.extra["prefill_share"] == 1.0
     assert offline.outcome.metrics["block_efficiency"] == offline.outcome.extra["chain_efficiency"]
 

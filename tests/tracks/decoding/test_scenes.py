@@ -14,8 +14,9 @@ from kdbench.errors import JobError, UsageError
 from kdbench.registry import Registry, discover
 from kdbench.tracks.decoding.blocks.drafting import Drafting
 from kdbench.tracks.decoding.blocks.eagle import Eagle, eagle_loss, parts_of, predicted, teach
+from kdbench.tracks.decoding.blocks.offline import OfflineTeacher
 from kdbench.tracks.decoding.data.pictures import Pictured, SceneBatch
-from kdbench.tracks.decoding.data.scenes import Scene, listing, make_scenes, render
+from kdbench.tracks.decoding.data.scenes import Scene, listing, make_scenes, make_tables, render
 from kdbench.tracks.decoding.data.specs import ScenesData
 from kdbench.tracks.decoding.decoders.autoregressive import Autoregressive
 from kdbench.tracks.decoding.decoders.session import Session
@@ -42,7 +43,7 @@ def task(tmp_path):
 
 def test_answers_are_what_the_picture_shows():
     for item in make_scenes(ScenesData(), "train", 200):
-        inside = {f"a {shape.name} at {shape.cell}" for shape in item.shapes}
+        inside = {f"at {shape.cell} a {shape.name}" for shape in item.shapes}
         if item.level == "caption":
             assert item.response == f"I see {listing(item.shapes)}."
         elif item.level == "count":
@@ -67,6 +68,15 @@ def test_splits_show_different_pictures_and_pictures_show_the_shapes():
     assert np.array_equal(picture, render(item))
     spread = np.ptp(picture.reshape(3, 4, 12, 4, 12).transpose(1, 3, 0, 2, 4).reshape(4, 4, -1), axis=2)
     assert np.unravel_index(spread.argmax(), (4, 4)) == (shape.row, shape.column)
+
+
+def test_tables_say_what_is_in_every_cell():
+    for item in make_tables(ScenesData(), 50):
+        cells = [item.response[place : place + 2] for place in range(0, 32, 2)]
+        assert [cell != ".." for cell in cells] == [
+            any((shape.column, shape.row) == (place % 4, place // 4) for shape in item.shapes) for place in range(16)
+        ]
+        assert all(cells[shape.row * 4 + shape.column][1] == shape.form[0] for shape in item.shapes)
 
 
 def test_pictures_travel_with_rows_and_prompts(task):
@@ -126,6 +136,9 @@ def test_a_target_is_loaded_by_name(task, tmp_path):
     batch = next(iter(task.train_loader()))
     with torch.no_grad():
         assert torch.equal(scored_logits(loaded, batch), scored_logits(target, batch))
+    target.save_pretrained(tmp_path / "ours")
+    theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path / "ours").state_dict()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in target.state_dict().items())
     loaded.config.get_text_config().save_pretrained(tmp_path / "llama")
     with pytest.raises(JobError, match="type llava"):
         load(Hub(name=str(tmp_path / "llama")), torch.device("cpu"))
@@ -227,6 +240,20 @@ def test_a_draft_keeps_its_precision_beside_a_target_of_less(task):
     prompts = task.prompts_of("val", torch.arange(1)).ids
     written = TreeDecoder(draft, Shape(2, 2, 4)).decode(target, prompts, max_new=4, eos=-1, pad=0)
     assert len(written.tokens[0]) == 4
+
+
+def test_a_stored_target_says_what_it_said(task, tmp_path):
+    rows = task.split("train").sequences.rows(torch.arange(3))
+    seen = []
+    stored = OfflineTeacher(task.teacher(), rows, tmp_path, 2, task.device, seen.append)
+    batch = rows.batch(torch.tensor([2, 0]))
+    for kept, said in zip(stored(batch), teach(task.teacher(), batch), strict=True):
+        present = said.abs() > 0 if said.dim() == 3 else torch.ones_like(said, dtype=torch.bool)
+        if said.dim() == 3:  # nothing is stored of padding
+            present &= batch.attention_mask.bool()[..., None]
+        torch.testing.assert_close(kept[present], said[present], rtol=2e-3, atol=2e-3)
+    assert seen == [2, 1]
+    assert stored.bytes == sum(np.load(path).nbytes for path in tmp_path.glob("*.npy"))
 
 
 def test_only_the_draft_learns(task):

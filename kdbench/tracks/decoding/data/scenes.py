@@ -30,9 +30,10 @@ COLOURS = {
     "pink": (240, 130, 190),
     "white": (235, 235, 235),
 }
+CODES = {"red": "r", "green": "g", "blue": "b", "gold": "o", "pink": "p", "white": "w"}
 SHAPES = ("disc", "square", "cross", "ring")
 QUESTIONS = ("caption", "row", "column", "where", "what", "count")
-WEIGHTS = (0.35, 0.15, 0.15, 0.15, 0.1, 0.1)
+WEIGHTS = (0.3, 0.15, 0.1, 0.1, 0.3, 0.05)
 """How often each kind of question is asked."""
 
 
@@ -91,9 +92,9 @@ def listing(shapes: Sequence[Shape]) -> str:
     """Shapes as a sentence lists them.
 
     >>> listing([Shape("red", "disc", 0, 0), Shape("blue", "ring", 1, 0)])
-    'a red disc at a1 and a blue ring at b1'
+    'at a1 a red disc and at b1 a blue ring'
     """
-    parts = [f"a {shape.name} at {shape.cell}" for shape in shapes]
+    parts = [f"at {shape.cell} a {shape.name}" for shape in shapes]
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
@@ -144,6 +145,30 @@ def make_scenes(data: ScenesData, split: str, count: int) -> list[Scene]:
     """``count`` questions of a split; the pictures of the splits are disjoint (see :func:`problems.generate`)."""
     make = partial(scene, counts=data.counts, template=data.template)
     return problems.generate(make, split, count, data.seed)
+
+
+def table(shapes: Sequence[Shape]) -> str:
+    """Two characters for each cell in reading order, colour and form, or two dots.
+
+    >>> table([Shape("gold", "ring", 1, 0)])[:6]
+    '..or..'
+    """
+    cells = ["."] * GRID * GRID
+    for shape in shapes:
+        cells[shape.row * GRID + shape.column] = CODES[shape.colour] + shape.form[0]
+    return "".join(cell * 2 if cell == "." else cell for cell in cells)
+
+
+def tabled(rng: np.random.Generator, template: str) -> Scene:
+    """A picture of one to sixteen shapes and its table: whoever learns to write those learns to look."""
+    shapes = arrangement(rng, [1] * GRID * GRID)
+    answer = table(shapes)
+    return Scene(template.replace("{question}", "Table?"), answer, answer, "table", shapes, int(rng.integers(2**31)))
+
+
+def make_tables(data: ScenesData, count: int) -> list[Scene]:
+    """``count`` pictures of the training split with their tables."""
+    return problems.generate(partial(tabled, template=data.template), "train", count, data.seed + 1)
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------

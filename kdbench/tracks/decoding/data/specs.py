@@ -86,7 +86,7 @@ class ScenesData(ProblemData):
     """How often a picture has one shape, two, three and four; the easy ones are what a model learns from first."""
     template: str = "{image}{question}\n"
     """The prompt; a pretrained model has one of its own, such as ``USER: {image}\\n{question} ASSISTANT:``."""
-    train: int = Field(8_000, ge=1)
+    train: int = Field(10_000, ge=1)
     length: int = Field(192, ge=16)
     """Longest row in tokens, those of the picture included; a longer one is an error."""
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from kdbench.errors import JobError
 from kdbench.tracks.decoding.data.pictures import SceneSequences
-from kdbench.tracks.decoding.data.scenes import Scene, make_scenes, render
+from kdbench.tracks.decoding.data.scenes import Scene, make_scenes, make_tables, render
 from kdbench.tracks.decoding.data.specs import ScenesData
 from kdbench.tracks.decoding.decoders.autoregressive import Autoregressive
 from kdbench.tracks.decoding.kinds.problems import Problems
@@ -20,6 +20,9 @@ from kdbench.tracks.decoding.spec import Vlm
 from kdbench.tracks.llm.data.encoding import Sequences, encode_pairs
 from kdbench.tracks.llm.networks.tokenizers import pad_id
 from kdbench.tracks.llm.spec import Hub
+
+TABLES = 6000
+"""Pictures that a target learns to look at."""
 
 
 class Scenes(Problems):
@@ -43,12 +46,22 @@ class Scenes(Problems):
         return placeholder(target, self.prepared.tokenizer)
 
     def make(self, name: str) -> tuple[Sequences, list[Any]]:
-        scenes, picture = self.problems(name), self._picture()
+        scenes = self.problems(name)
+        return self._encoded(scenes), scenes
+
+    def stage_rows(self, objective: str) -> Sequences:
+        """``lm`` is learning to look: pictures of many shapes, and what is in each cell."""
+        if objective != "lm":
+            return super().stage_rows(objective)
+        return self._encoded(make_tables(self.data, min(self.data.train, TABLES)))
+
+    def _encoded(self, scenes: Sequence[Scene]) -> SceneSequences:
+        picture = self._picture()
         prompts = [scene.prompt.replace("{image}", picture) for scene in scenes]
         responses = [scene.response for scene in scenes]
         rows, _ = encode_pairs(prompts, responses, self.prepared.tokenizer, self.data.length)
         pictures = torch.from_numpy(np.stack([render(scene) for scene in scenes]))
-        return SceneSequences(**vars(rows), pictures=pictures), scenes
+        return SceneSequences(**vars(rows), pictures=pictures)
 
     def respond(self, task: Any, model: nn.Module, items: Sequence[Any], **sampling: Any) -> list[str]:
         """Text that the model answers each validation scene with."""

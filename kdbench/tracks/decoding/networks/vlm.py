@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from kdbench.errors import JobError
 from kdbench.tracks.decoding.data.pictures import visual_mask
@@ -77,6 +78,10 @@ class Llava(LlavaForConditionalGeneration):
         return self.lm_head(states[:, :-1][batch.scored])
 
 
+# transformers finds the names of stored weights by the name of the class: those of LLaVA are older than its networks
+register_checkpoint_conversion_mapping("Llava", get_checkpoint_conversion_mapping("llava"), overwrite=True)
+
+
 def build(net: Vlm, tokenizer: Any) -> Llava:
     """A LLaVA with random weights from the global generators; ``<sep>`` holds the places of visual tokens."""
     ids = {"pad_token_id": pad_id(tokenizer), "bos_token_id": start_id(tokenizer)}
@@ -120,7 +125,7 @@ def load(hub: Hub, device: torch.device) -> Llava:
 
 
 def stored(folder: Path) -> Llava:
-    """A LLaVA that was trained here: transformers stores its weights under older names than those of the network."""
+    """A LLaVA that was trained here."""
     return Llava.from_pretrained(folder, dtype=torch.float32)
 
 
