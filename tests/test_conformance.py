@@ -20,8 +20,14 @@ from tests.helpers.plugins import write
 
 pytest_plugins = ["pytester"]
 
-TRAIN_NOTHING = {"llm/student_init", "llm/teacher", "vision/teacher"}
-"""Methods that return a network as it is; whatever is about training says nothing of them."""
+TRAIN_NOTHING = {"llm/student_init", "llm/teacher", "vision/teacher"} | {
+    f"decoding/{slug}"
+    for slug in (
+        *("ar", "self_draft", "ngram_draft", "jacobi_vanilla", "prompt_format", "hard_mask", "reformat"),
+        "deco_g",  # what it fits is counted, by expectation maximization
+    )
+}
+"""Methods that train no network; whatever is about optimizer steps says nothing of them."""
 ABOUT_TRAINING = {"costs", "resumes", "seeds differ", "student changes", "batch of one", "odd last batch"}
 
 

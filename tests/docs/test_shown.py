@@ -157,14 +157,16 @@ def test_all_code_shown_is_a_file_that_is_tested():
         for path in re.findall(r"^```\{literalinclude\} (?:\.\./)*examples/(\S+)$", text, re.M)
     }
     tested = {"annealed_kd.py", "annealed.yaml", "own_loop.py", "notify.py", "first_run.py", "frame.py", "waves.yaml"}
+    tested |= {"own_draft.py"}
     tested |= {f"waves/{path.name}" for path in (EXAMPLES / "waves").iterdir() if path.is_file()}
     assert included <= tested
     assert {path.name for path in EXAMPLES.glob("*.*")} <= tested | {"wrong.yaml"}
 
 
-def test_a_loop_of_ones_own_trains(tmp_path: Path):
-    registry = discover([EXAMPLES / "own_loop.py"])
-    suite = suite_of({"tasks": ["vision/digits-fewlabel@smoke"], "methods": ["own_loop"], "seeds": 1})
+@pytest.mark.parametrize(("example", "task"), [("own_loop", "vision/digits-fewlabel"), ("own_draft", "decoding/arith")])
+def test_a_method_of_ones_own_trains(example: str, task: str, tmp_path: Path):
+    registry = discover([EXAMPLES / f"{example}.py"])
+    suite = suite_of({"tasks": [f"{task}@smoke"], "methods": [example], "seeds": 1})
     (job,) = make_plan(suite, registry, tmp_path).jobs
     outcome = run_job(job, tmp_path / "job", registry=registry)
     assert outcome.status == "ok", outcome.error

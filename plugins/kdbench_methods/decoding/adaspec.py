@@ -73,6 +73,15 @@ PAPER = Paper(
             tasks=["arith"],
             note="It is which tokens are kept that counts, not how many.",
         ),
+        Compare(
+            metric="alpha_exact",
+            subject={"method": "adaspec", "params": {"k": 1.0}},
+            reference="kd_fkl",
+            tasks=["arith"],
+            kind="noninferior",
+            margin=1e-6,
+            note="With every token kept it is forward KL.",
+        ),
     ],
     departures=[
         "stretch, where the draft has 1/k times the steps of the reference, shortens the reference and not the draft",

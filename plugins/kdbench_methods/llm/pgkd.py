@@ -196,7 +196,8 @@ def train(task, params):
         best.offer(number, values["nll"] if params.stop_on == "loss" else -values["macro_f1"])
         task.log(number * steps + steps, texts=len(data), **{f"val_{name}": value for name, value in values.items()})
         rounds.append({"validation": values, "texts": len(data), "queries": task.budget.spent["teacher_queries"]})
-        if number - best.step >= params.patience or number == params.rounds:
+        finished = number == params.rounds or task.budget.remaining("steps") < steps
+        if finished or number - best.step >= params.patience:
             break
         if author is not None and (number == 0 or params.feedback != "one-shot"):
             request = request_of(task, params, student, data, rng)

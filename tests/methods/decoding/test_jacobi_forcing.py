@@ -109,7 +109,7 @@ def test_a_model_learns_to_settle_its_own_text_faster():
     assert written.tokens == Autoregressive().decode(model, prompts, **limits).tokens
     same = [a == b for one, other in zip(written.tokens, text, strict=True) for a, b in zip(one, other, strict=False)]
     assert np.mean(same) > 0.8
-    assert written.block_efficiency > 1.3 * before
+    assert written.block_efficiency > 1.1 * before
 
 
 # --- the method -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from kdbench.tracks.decoding.decoders.formatted import Rewritten
 from kdbench.tracks.decoding.task import DecodingTask
 from kdbench.tracks.llm.data.encoding import encode
 
-DATA = FormatsData(train=240, steps=(1, 2), largest=30, share=0.25)
+DATA = FormatsData(train=240, steps=(1, 2), largest=30, share=0.25, unasked=0.4)
 
 
 @pytest.fixture
@@ -28,7 +28,11 @@ def task(tmp_path):
 
 def test_training_prompts_are_mixed_and_the_others_all_ask_for_a_format():
     train = make_formats(DATA, "train", 240)
-    assert sum(not row.format for row in train) == 180
+    assert sum(row.prompt != row.task for row in train) == 60
+    assert [row.format for row in train[:108]] == [""] * 108
+    for asked, count in ((True, 10), (False, 12)):
+        names = [row.format for row in train if row.format and (row.prompt != row.task) == asked]
+        assert [names.count(name) for name in FORMATS] == [count] * 6
     for split in ("val", "test"):
         rows = make_formats(DATA, split, 32)
         names = [row.format for row in rows]
@@ -49,7 +53,7 @@ def test_every_response_is_right_in_its_format_alone():
             assert row.prompt == row.task
             assert FINAL in row.response
             continue
-        assert FORMATS[row.format].instruction in row.prompt
+        assert row.prompt in (row.task, f"{row.task}{FORMATS[row.format].instruction}\n")
         assert FINAL not in row.response
         for name, other in FORMATS.items():
             assert (other.template.read(row.response) is not None) == (name == row.format)

@@ -2,6 +2,8 @@
 
 A prompt either states the task alone, or the task with an instruction on the format. The rationale is the same in
 both; what has to follow it is not. Validation and test data ask for a format in every row, each as often as the others.
+A share of the tasks alone is answered in a format that nobody asked for: as a pretrained model, a target then knows how
+each of them goes on once it has begun, whatever the prompt said.
 """
 
 from __future__ import annotations
@@ -126,39 +128,46 @@ class FormatProblem(Problem):
         return bool(numbers) and numbers[-1] == self.answer
 
 
-def in_format(problem: Problem, name: str) -> FormatProblem:
-    """A word problem with its answer in a format (``""``: in none); the rationale stays."""
+def in_format(problem: Problem, name: str, asked: bool = True) -> FormatProblem:
+    """A word problem with its answer in a format (``""``: in none), ``asked`` for or not; the rationale stays."""
     if not name:
         fields = (problem.prompt, problem.response, problem.answer, problem.level)
         return FormatProblem(*fields, task=problem.prompt)
     required = FORMATS[name]
     rationale = problem.response[: problem.response.index(FINAL)]
     response = rationale + required.fill(problem.prompt, problem.answer)
-    prompt = f"{problem.prompt}{required.instruction}\n"
+    prompt = f"{problem.prompt}{required.instruction}\n" if asked else problem.prompt
     return FormatProblem(prompt, response, problem.answer, problem.level, problem.prompt, name)
 
 
-def _one(rng: np.random.Generator, make: Callable[[np.random.Generator], Problem], name: str) -> FormatProblem:
+def _one(
+    rng: np.random.Generator, make: Callable[[np.random.Generator], Problem], name: str, asked: bool
+) -> FormatProblem:
     """A problem with an answer that the format can express."""
     only = FORMATS[name].only if name else ()
     while True:
         problem = make(rng)
         if not only or problem.answer in only:
-            return in_format(problem, name)
+            return in_format(problem, name, asked)
 
 
 def make_formats(data: FormatsData, split: str, count: int) -> list[FormatProblem]:
     """``count`` problems of a split (see :func:`problems.generate`), formats in turn.
 
-    Training data have ``data.share`` of them with a format, the others have all.
+    Training data ask for a format in ``data.share`` of them, and of the others ``data.unasked`` have one; the rows of
+    other splits all ask.
     """
-    plain = round(count * (1 - data.share)) if split == "train" else 0
+    alone = round(count * (1 - data.share)) if split == "train" else 0
+    unasked = round(alone * data.unasked)
+    counts = {("", False): alone - unasked}
+    for asked, number in ((True, count - alone), (False, unasked)):
+        shares = {name: (number + place) // len(FORMATS) for place, name in enumerate(reversed(FORMATS))}
+        counts |= {(name, asked): shares[name] for name in FORMATS}
     make = partial(word_problem, steps=data.steps, largest=data.largest)
-    counts = {name: (count - plain + place) // len(FORMATS) for place, name in enumerate(reversed(FORMATS))}
-    rows = {}
-    for place, (name, number) in enumerate({"": plain, **counts}.items()):
+    kinds = []
+    for place, ((name, asked), number) in enumerate(counts.items()):
         # a seed for each, so that formats do not ask the same questions
-        made = partial(_one, make=make, name=name)
-        rows[name] = problems.generate(made, split, number, data.seed * 100 + place) if number else []
-    turns = [row for turn in range(max(counts.values())) for name in FORMATS for row in rows[name][turn : turn + 1]]
-    return [*rows[""], *turns]  # type: ignore[list-item]
+        made = partial(_one, make=make, name=name, asked=asked)
+        kinds.append(problems.generate(made, split, number, data.seed * 100 + place) if number else [])
+    turns = [row for turn in range(max(map(len, kinds[1:]))) for rows in kinds[1:] for row in rows[turn : turn + 1]]
+    return [*kinds[0], *turns]  # type: ignore[list-item]

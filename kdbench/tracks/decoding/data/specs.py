@@ -48,6 +48,8 @@ class FormatsData(ArithData):
     kind: Literal["formats"] = "formats"  # type: ignore[assignment]
     share: float = Field(0.5, gt=0, lt=1)
     """Share of the training prompts that ask for a format beside the task."""
+    unasked: float = Field(0.5, ge=0, le=1)
+    """Share of the other training prompts, which state the task alone, that are answered in a format all the same."""
     val: int = Field(96, ge=6)
     test: int = Field(96, ge=6)
 

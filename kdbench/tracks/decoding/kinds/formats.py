@@ -74,12 +74,9 @@ class Formats(Problems):
     def study(self, task: Any, decoder: Decoder) -> dict[str, float]:
         """What else a method may say of its decoder on the test data; the artifact ``formats.json`` has it by format.
 
-        ``format_accuracy/json`` and so on, ``tokens_per_second`` of the whole batch, and the means of what the decoder
-        counts by prompt.
+        ``format_accuracy/json`` and so on, and the means of what the decoder counts by prompt.
         """
-        started = time.perf_counter()
         texts, done = self.write(task, decoder, "test")
-        seconds = time.perf_counter() - started
         problems = task.split("test").rows
         judged = self.judge(problems, texts)
         names = np.array([problem.format for problem in problems])
@@ -92,13 +89,19 @@ class Formats(Problems):
         task.artifact("formats.json").write_text(json.dumps(found, indent=1) + "\n")
         return {
             **{f"format_accuracy/{name}": row["format_accuracy"] for name, row in table.items()},
-            "tokens_per_second": sum(map(len, done.tokens)) / seconds,
             **{f"{name}_mean": float(np.mean(values)) for name, values in done.extra.items()},
         }
 
     def measure(self, task: Any, model: Any) -> Scores:
-        """format_accuracy, compliance and task_accuracy of greedy responses, and tokens per forward of the target."""
+        """format_accuracy, compliance and task_accuracy of greedy responses, tokens per forward of the target, and
+        tokens_per_second of wall time, all prompts of a format at once."""
+        started = time.perf_counter()
         texts, done = self.write(task, model, "test")
+        seconds = time.perf_counter() - started
         judged = self.judge(task.split("test").rows, texts)
         metrics = {name: float(values.mean()) for name, values in judged.items()}
-        return Scores(metrics | {"block_efficiency": done.block_efficiency}, judged)
+        metrics |= {
+            "block_efficiency": done.block_efficiency,
+            "tokens_per_second": sum(map(len, done.tokens)) / seconds,
+        }
+        return Scores(metrics, judged)
