@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from kdbench.errors import Problem
 from kdbench.spec import SpecModel, TaskSpec, digest
@@ -47,6 +47,10 @@ class Stage(SpecModel):
     weight_decay: float = Field(0.01, ge=0)
 
 
+EMBEDDING = 0.02
+"""Standard deviation that transformers gives the embeddings of every family of networks."""
+
+
 class Net(SpecModel):
     """A transformer built from a configuration, without download."""
 
@@ -64,6 +68,11 @@ class Net(SpecModel):
     positions: int = Field(512, ge=16)
     tied: bool = False
     """Input and output embeddings share their weights."""
+    embedding: float = Field(EMBEDDING, gt=0)
+    """Standard deviation of the first embeddings of tokens.
+
+    Where a narrow network has to compare tokens with earlier ones, 0.02 is lost beside what the first blocks add.
+    """
     stages: tuple[Stage, ...] = ()
     """How it is trained before the task begins; none: random initialisation from the job's seed (students only)."""
 
@@ -72,6 +81,14 @@ class Net(SpecModel):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The usual embeddings go without saying: what networks without the field are found by stays the same."""
+        values: dict[str, Any] = handler(self)
+        if self.embedding == EMBEDDING:
+            values.pop("embedding", None)
+        return values
 
 
 class Lora(SpecModel):

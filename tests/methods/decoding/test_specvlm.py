@@ -44,7 +44,7 @@ def test_a_job_reports_and_says_what_the_target_says(run):
     metrics, extra = result.outcome.metrics, result.outcome.extra
     assert metrics["agreement"] == metrics["lossless"] == 1.0
     assert metrics["block_efficiency"] >= 1.0
-    assert extra["visual_share"] <= 0.3
+    assert 0 < extra["visual_share"] <= 0.5  # a quarter of 16, or the 8 of the resampler
     assert extra["prefill_share"] < 1
     assert sum(extra[f"router/{way}"] for way in ("prune", "pool", "conv", "resampler")) == pytest.approx(1.0)
     assert extra["forwards_per_token"] == pytest.approx(1 / metrics["block_efficiency"])

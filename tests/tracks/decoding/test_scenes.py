@@ -16,7 +16,7 @@ from kdbench.tracks.decoding.blocks.drafting import Drafting
 from kdbench.tracks.decoding.blocks.eagle import Eagle, eagle_loss, parts_of, predicted, teach
 from kdbench.tracks.decoding.blocks.offline import OfflineTeacher
 from kdbench.tracks.decoding.data.pictures import Pictured, SceneBatch
-from kdbench.tracks.decoding.data.scenes import Scene, listing, make_scenes, make_tables, render
+from kdbench.tracks.decoding.data.scenes import QUESTIONS, Scene, make_scenes, make_tables, render
 from kdbench.tracks.decoding.data.specs import ScenesData
 from kdbench.tracks.decoding.decoders.autoregressive import Autoregressive
 from kdbench.tracks.decoding.decoders.session import Session
@@ -42,18 +42,22 @@ def task(tmp_path):
 
 
 def test_answers_are_what_the_picture_shows():
-    for item in make_scenes(ScenesData(), "train", 200):
-        inside = {f"at {shape.cell} a {shape.name}" for shape in item.shapes}
-        if item.level == "caption":
-            assert item.response == f"I see {listing(item.shapes)}."
+    items = make_scenes(ScenesData(), "train", 200)
+    assert {item.level for item in items} == set(QUESTIONS)
+    for item in items:
+        shown = {(shape.row, shape.column): shape.code for shape in item.shapes}
+        every = [[shown.get((row, column), "..") for column in range(4)] for row in range(4)]
+        if item.level == "map":
+            assert [line.split() for line in item.response.splitlines()[1:]] == every
         elif item.level == "count":
             assert str(len(item.shapes)) in item.response
-        elif item.level == "where":
-            assert any(shape.name in item.prompt and shape.cell in item.response for shape in item.shapes)
-        elif "nothing" not in item.response:
-            assert any(shape.name in item.response for shape in item.shapes)
+        elif item.level in ("colours", "forms"):
+            part = ("colours", "forms").index(item.level)
+            assert item.response.splitlines() == ["".join(code[part] for code in row) for row in every]
         else:
-            assert not any(part in item.response for part in inside)
+            name = item.prompt.rstrip("?\n")[-1]
+            line = every[int(name) - 1] if item.level == "row" else [row["abcd".index(name)] for row in every]
+            assert item.response == f"In {item.level} {name}: {' '.join(line)}"
         assert item.check(f" {item.response}\n")
         assert not item.check(item.response[:-2])
         assert Scene.from_json(item.to_json()) == item
@@ -148,7 +152,7 @@ def test_a_task_takes_its_target_by_name(task, tmp_path):
     task.teacher().save_pretrained(tmp_path / "llava")
     task.tokenizer.save_pretrained(tmp_path / "llava")
     overrides = {
-        "data": {"train": 8, "val": 2, "test": 2, "counts": [1], "length": 96},
+        "data": {"train": 8, "val": 2, "test": 2, "counts": [1], "length": 128},
         "teacher": {"name": str(tmp_path / "llava"), "dtype": "float32"},
         "student": {"stages": [], "layers": 1, "width": 16, "heads": 2},
         "evaluation": {"max_new": 6, "timed": 1},

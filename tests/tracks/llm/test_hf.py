@@ -288,8 +288,9 @@ def test_what_the_pretrained_teacher_needs_is_known_before_it_is_converted(make_
 
 
 @pytest.mark.full
-def test_a_real_pretrained_teacher(make_task):
-    task = make_task("text-smollm")
+@pytest.mark.parametrize("name", ["text-smollm", "instruct-smollm"])
+def test_a_real_pretrained_teacher(make_task, name):
+    task = make_task(name)
     task.prepare()
     assert all(task.cache.find(kind, key) for kind, key, _ in task.spec.teacher_needs())
     student = task.student()

@@ -148,6 +148,24 @@ def test_the_teacher_is_what_half_precision_gives_back(make_task):
         assert torch.equal(parameter, parameter.half().float())
 
 
+def test_first_embeddings_are_as_large_as_they_are_asked_to_be(make_task):
+    tokenizer = make_task("text").tokenizer
+    for family in ("llama", "gpt2"):
+        usual = Net(layers=1, width=16, family=family, tied=True)
+        large = usual.model_copy(update={"embedding": 0.3})
+        assert "embedding" not in usual.model_dump(mode="json"), "networks keep what they are found by"
+        assert large.model_dump(mode="json")["embedding"] == 0.3
+        made = []
+        for net in (usual, large):
+            torch.manual_seed(0)
+            made.append(models.build(net, tokenizer))
+        table, larger = (model.get_input_embeddings().weight for model in made)
+        assert torch.allclose(15 * table, larger)
+        assert made[1].get_output_embeddings().weight is larger
+        others = [torch.cat([p.flatten() for p in model.parameters() if p.shape != table.shape]) for model in made]
+        assert torch.equal(*others)
+
+
 def test_another_tokenizer_is_scored_on_the_same_text(make_task):
     task = make_task("text")
     tokenizer = task.local_tokenizer("bytes")

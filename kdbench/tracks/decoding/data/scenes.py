@@ -1,7 +1,8 @@
 """Pictures of coloured shapes on a grid, and questions about them with one right answer each.
 
-A scene has one to four shapes in the cells of a 4 x 4 grid, named as on a chess board: ``b3`` is the second column and
-the third row from the top. No two shapes of a scene are alike, so that every question has one answer.
+A scene has one to four shapes in the cells of a 4 x 4 grid. Answers draw a map of what is asked for, row by row. That
+is what targets of this size learn to read off a picture in minutes; sentences on named cells ("a gold ring at b3") stay
+guesses for much longer.
 """
 
 from __future__ import annotations
@@ -32,9 +33,16 @@ COLOURS = {
 }
 CODES = {"red": "r", "green": "g", "blue": "b", "gold": "o", "pink": "p", "white": "w"}
 SHAPES = ("disc", "square", "cross", "ring")
-QUESTIONS = ("caption", "row", "column", "where", "what", "count")
-WEIGHTS = (0.3, 0.15, 0.1, 0.1, 0.3, 0.05)
-"""How often each kind of question is asked."""
+QUESTIONS = {
+    "map": "What do you see?",
+    "colours": "Which colours are there?",
+    "forms": "Which forms are there?",
+    "row": "What is in row {}?",
+    "column": "What is in column {}?",
+    "count": "How many shapes are there?",
+}
+WEIGHTS = (0.35, 0.15, 0.15, 0.2, 0.1, 0.05)
+"""How often each is asked."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +57,13 @@ class Shape:
     """0 to 3, from the top."""
 
     @property
-    def name(self) -> str:
-        return f"{self.colour} {self.form}"
+    def code(self) -> str:
+        """Colour and form in one character each.
 
-    @property
-    def cell(self) -> str:
-        """The cell as questions name it.
-
-        >>> Shape("red", "disc", 1, 2).cell
-        'b3'
+        >>> Shape("gold", "ring", 1, 2).code
+        'or'
         """
-        return f"{COLUMNS[self.column]}{self.row + 1}"
+        return CODES[self.colour] + self.form[0]
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Scene(Problem):
     @property
     def content(self) -> str:
         """What the picture shows, whatever is asked."""
-        return listing(self.shapes)
+        return table(self.shapes)
 
     def check(self, response: str) -> bool:
         """Whether ``response`` is the right answer, word for word."""
@@ -86,16 +90,6 @@ class Scene(Problem):
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Scene:
         return cls(**{**row, "shapes": tuple(Shape(**shape) for shape in row["shapes"])})
-
-
-def listing(shapes: Sequence[Shape]) -> str:
-    """Shapes as a sentence lists them.
-
-    >>> listing([Shape("red", "disc", 0, 0), Shape("blue", "ring", 1, 0)])
-    'at a1 a red disc and at b1 a blue ring'
-    """
-    parts = [f"at {shape.cell} a {shape.name}" for shape in shapes]
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def arrangement(rng: np.random.Generator, counts: Sequence[float]) -> tuple[Shape, ...]:
@@ -110,32 +104,35 @@ def arrangement(rng: np.random.Generator, counts: Sequence[float]) -> tuple[Shap
     )
 
 
+def cells(shapes: Sequence[Shape]) -> np.ndarray:
+    """(4, 4) strings: the code of the shape in each cell, ``..`` where there is none."""
+    found = np.full((GRID, GRID), "..")
+    for shape in shapes:
+        found[shape.row, shape.column] = shape.code
+    return found
+
+
 def ask(rng: np.random.Generator, kind: str, shapes: Sequence[Shape]) -> tuple[str, str]:
     """Question and answer of one of :data:`QUESTIONS` about the shapes of a scene."""
-    if kind == "caption":
-        return "What do you see?", f"I see {listing(shapes)}."
+    question, found = QUESTIONS[kind], cells(shapes)
     if kind == "count":
-        return "How many shapes?", f"There {'is' if len(shapes) == 1 else 'are'} {len(shapes)}."
-    if kind == "where":
-        shape = shapes[rng.integers(len(shapes))]
-        return f"Where is the {shape.name}?", f"The {shape.name} is at {shape.cell}."
+        return question, f"There {'is' if len(shapes) == 1 else 'are'} {len(shapes)}."
+    if kind == "map":
+        return question, "I see\n" + "\n".join(" ".join(row) for row in found)
+    if kind in ("colours", "forms"):
+        part = ("colours", "forms").index(kind)
+        return question, "\n".join("".join(code[part] for code in row) for row in found)
     # half of these ask for a place that has something
     place = shapes[rng.integers(len(shapes))]
     column, row = (place.column, place.row) if rng.random() < 0.5 else rng.integers(GRID, size=2).tolist()
-    if kind == "what":
-        found = [shape for shape in shapes if (shape.column, shape.row) == (column, row)]
-        cell = Shape("", "", column, row).cell
-        return f"What is at {cell}?", f"At {cell} is {f'a {found[0].name}' if found else 'nothing'}."
-    name, here = (f"row {row + 1}", [shape for shape in shapes if shape.row == row])
-    if kind == "column":
-        name, here = (f"column {COLUMNS[column]}", [shape for shape in shapes if shape.column == column])
-    return f"What is in {name}?", f"In {name} is {listing(here) if here else 'nothing'}."
+    name, line = (str(row + 1), found[row]) if kind == "row" else (COLUMNS[column], found[:, column])
+    return question.format(name), f"In {kind} {name}: {' '.join(line)}"
 
 
 def scene(rng: np.random.Generator, counts: Sequence[float], template: str) -> Scene:
     """One question about one picture; ``template`` has the places ``{image}`` and ``{question}``."""
     shapes = arrangement(rng, counts)
-    kind = QUESTIONS[rng.choice(len(QUESTIONS), p=WEIGHTS)]
+    kind = list(QUESTIONS)[rng.choice(len(QUESTIONS), p=WEIGHTS)]
     question, answer = ask(rng, kind, shapes)
     prompt = template.replace("{question}", question)
     return Scene(prompt, answer, answer, kind, shapes, int(rng.integers(2**31)))
@@ -153,10 +150,7 @@ def table(shapes: Sequence[Shape]) -> str:
     >>> table([Shape("gold", "ring", 1, 0)])[:6]
     '..or..'
     """
-    cells = ["."] * GRID * GRID
-    for shape in shapes:
-        cells[shape.row * GRID + shape.column] = CODES[shape.colour] + shape.form[0]
-    return "".join(cell * 2 if cell == "." else cell for cell in cells)
+    return "".join(cells(shapes).flat)
 
 
 def tabled(rng: np.random.Generator, template: str) -> Scene:

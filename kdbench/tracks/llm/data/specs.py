@@ -338,6 +338,25 @@ class HubTextData(SpecModel):
         return self.model_dump(mode="json", exclude={"val", "test"})
 
 
+class WrittenData(SpecModel):
+    """Everyday instructions with the answers of SmolLM2-135M-Instruct, which writes them when a task is prepared."""
+
+    networks: ClassVar[tuple[str, ...]] = CAUSAL
+    kind: Literal["written"] = "written"
+    train: int = Field(160, ge=1, le=352)
+    val: int = Field(16, ge=1, le=40)
+    test: int = Field(28, ge=1, le=34)
+    max_new: int = Field(40, ge=4)
+    """Tokens that are written at most; what follows the last whole sentence is dropped."""
+    temperature: float = Field(0.7, ge=0)
+    length: int = Field(96, ge=16)
+    """Largest number of tokens of prompt and response."""
+    seed: int = 0
+
+    def decides_teacher(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"val", "test"})
+
+
 class HubInstructData(SpecModel):
     """Prompts and responses of a Hugging Face data set or of local files."""
 
@@ -374,6 +393,7 @@ Data = Annotated[
     | IclData
     | NerData
     | HubTextData
+    | WrittenData
     | HubInstructData,
     Field(discriminator="kind"),
 ]

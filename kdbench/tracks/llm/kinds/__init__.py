@@ -20,6 +20,7 @@ KINDS = {
     "lengths": "kdbench.tracks.llm.kinds.lengths:Lengths",
     "instruct": "kdbench.tracks.llm.kinds.instruct:Instruct",
     "instruct-distractors": "kdbench.tracks.llm.kinds.instruct:Instruct",
+    "written": "kdbench.tracks.llm.kinds.instruct:WrittenInstruct",
     "hf-instruct": "kdbench.tracks.llm.kinds.instruct:HubInstruct",
     "icl": "kdbench.tracks.llm.kinds.icl:Icl",
     "reviews": "kdbench.tracks.llm.kinds.classify:Reviews",

@@ -15,9 +15,11 @@ from kdbench.tracks.llm import scoring
 from kdbench.tracks.llm.data import instruct, text
 from kdbench.tracks.llm.data.encoding import Sequences, chunk_documents, encode, encode_pairs
 from kdbench.tracks.llm.data.instruct import Item
-from kdbench.tracks.llm.data.specs import HubInstructData, InstructData, TextData
+from kdbench.tracks.llm.data.specs import HubInstructData, InstructData, TextData, WrittenData
+from kdbench.tracks.llm.data.written import Chat, write
 from kdbench.tracks.llm.evaluate import distinct, exact_matches, respond, rouge_l
 from kdbench.tracks.llm.kinds.base import LanguageKind
+from kdbench.tracks.llm.networks import smollm
 
 
 class Pairs(LanguageKind):
@@ -83,6 +85,19 @@ class HubInstruct(Pairs):
         items = task.split("test").rows
         rouge = np.array([rouge_l(item.answers, text) for item, text in zip(items, texts, strict=True)])
         return Scores(scores.metrics | {"rouge_l": float(rouge.mean())}, scores.examples | {"rouge_l": rouge})
+
+
+class WrittenInstruct(HubInstruct):
+    """Everyday instructions with the answers of a pretrained model."""
+
+    data: WrittenData  # type: ignore[assignment]
+    row = Chat
+
+    def content(self, name: str) -> dict[str, Any]:
+        return {"writer": smollm.key()}
+
+    def make(self, name: str) -> tuple[Sequences, list[Any]]:
+        return self.encode_items(list(write(self.data, name, self.cache)), self.data.length, "error")
 
 
 class Instruct(Pairs):

@@ -22,7 +22,7 @@ from kdbench.losses.logits import UNLABELLED
 from kdbench.losses.tokens import IGNORE, shift_mask
 from kdbench.tracks.llm.data.encoding import TextBatch
 from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
-from kdbench.tracks.llm.spec import Net
+from kdbench.tracks.llm.spec import EMBEDDING, Net
 
 transformers_logging.disable_progress_bar()  # a bar per file drowns the log of a job
 
@@ -39,6 +39,14 @@ def build(net: Net, tokenizer: Any, *, vocabulary: int | None = None, classes: i
     ``vocabulary`` defaults to the tokenizer's. Encoders need ``classes`` and give ``.logits`` (B, C) from the first
     token; taggers need them too and give (B, L, C).
     """
+    model = _configured(net, tokenizer, vocabulary, classes)
+    if net.embedding != EMBEDDING:
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(net.embedding / EMBEDDING)
+    return model
+
+
+def _configured(net: Net, tokenizer: Any, vocabulary: int | None, classes: int | None) -> Any:
     size = len(tokenizer) if vocabulary is None else vocabulary
     ids = {
         "pad_token_id": pad_id(tokenizer),
