@@ -39,16 +39,22 @@ def split_fields(data: Data, split: str) -> dict[str, Any]:
 class Stage(SpecModel):
     """One stretch of training of a teacher or of a student's initialisation: AdamW, cosine to a tenth, clip 1."""
 
-    objective: Literal["lm", "sft", "classify", "tag"]
-    """``lm``: every token; ``sft``: response tokens only; ``classify``: labels; ``tag``: tags of labelled words."""
+    objective: Literal["lm", "sft", "classify", "tag", "echo", "recall", "hint", "labels"]
+    """``lm``: every token; ``sft``: response tokens only; ``classify``: labels; ``tag``: tags of labelled words.
+
+    Few-shot tasks alone: ``echo``, ``recall`` and ``hint``: what demonstrations say again of themselves, ever harder;
+    ``labels``: the labels of the query and of the demonstrations.
+    """
     steps: int = Field(ge=1)
     batch_size: int = Field(16, ge=1)
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
 
 
-EMBEDDING = 0.02
-"""Standard deviation that transformers gives the embeddings of every family of networks."""
+EXERCISES = ("echo", "recall", "hint", "labels")
+"""Objectives of stages that few-shot tasks alone have rows for."""
+SPREAD = 0.02
+"""Standard deviation that transformers gives the first weights and embeddings of every family of networks."""
 
 
 class Net(SpecModel):
@@ -68,11 +74,13 @@ class Net(SpecModel):
     positions: int = Field(512, ge=16)
     tied: bool = False
     """Input and output embeddings share their weights."""
-    embedding: float = Field(EMBEDDING, gt=0)
+    embedding: float = Field(SPREAD, gt=0)
     """Standard deviation of the first embeddings of tokens.
 
     Where a narrow network has to compare tokens with earlier ones, 0.02 is lost beside what the first blocks add.
     """
+    spread: float = Field(SPREAD, gt=0)
+    """Standard deviation of the first weights of all else, 0.02 being meant for wide networks: 1/sqrt(128) is 0.09."""
     stages: tuple[Stage, ...] = ()
     """How it is trained before the task begins; none: random initialisation from the job's seed (students only)."""
 
@@ -84,10 +92,11 @@ class Net(SpecModel):
 
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The usual embeddings go without saying: what networks without the field are found by stays the same."""
+        """The usual beginning goes without saying: what networks without the fields are found by stays the same."""
         values: dict[str, Any] = handler(self)
-        if self.embedding == EMBEDDING:
-            values.pop("embedding", None)
+        for field in ("embedding", "spread"):
+            if getattr(self, field) == SPREAD:
+                values.pop(field, None)
         return values
 
 
@@ -206,6 +215,9 @@ class LLMSpec(TaskSpec):
                 raise ValueError(
                     f"the {role} is of family {net.family!r}, but data {self.data.kind!r} take {' or '.join(families)}"
                 )
+            for stage in net.stages if isinstance(net, Net) else ():
+                if stage.objective in EXERCISES and self.data.kind != "icl":
+                    raise ValueError(f"stage {stage.objective!r} of the {role} needs data of kind 'icl'")
         return self
 
     def teacher_key(self) -> str:

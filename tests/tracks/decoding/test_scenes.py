@@ -16,7 +16,8 @@ from kdbench.tracks.decoding.blocks.drafting import Drafting
 from kdbench.tracks.decoding.blocks.eagle import Eagle, eagle_loss, parts_of, predicted, teach
 from kdbench.tracks.decoding.blocks.offline import OfflineTeacher
 from kdbench.tracks.decoding.data.pictures import Pictured, SceneBatch
-from kdbench.tracks.decoding.data.scenes import QUESTIONS, Scene, make_scenes, make_tables, render
+from kdbench.tracks.decoding.data.problems import split_of
+from kdbench.tracks.decoding.data.scenes import QUESTIONS, Scene, make_crowds, make_scenes, render
 from kdbench.tracks.decoding.data.specs import ScenesData
 from kdbench.tracks.decoding.decoders.autoregressive import Autoregressive
 from kdbench.tracks.decoding.decoders.session import Session
@@ -74,13 +75,12 @@ def test_splits_show_different_pictures_and_pictures_show_the_shapes():
     assert np.unravel_index(spread.argmax(), (4, 4)) == (shape.row, shape.column)
 
 
-def test_tables_say_what_is_in_every_cell():
-    for item in make_tables(ScenesData(), 50):
-        cells = [item.response[place : place + 2] for place in range(0, 32, 2)]
-        assert [cell != ".." for cell in cells] == [
-            any((shape.column, shape.row) == (place % 4, place // 4) for shape in item.shapes) for place in range(16)
-        ]
-        assert all(cells[shape.row * 4 + shape.column][1] == shape.form[0] for shape in item.shapes)
+def test_crowded_pictures_have_up_to_a_shape_in_every_cell():
+    items = make_crowds(ScenesData(), 150)
+    assert {len(item.shapes) for item in items} == set(range(1, 17))
+    assert {split_of(item.content) for item in items} == {"train"}
+    full = next(item for item in items if len(item.shapes) == 16 and item.level == "map")
+    assert "." not in full.response
 
 
 def test_pictures_travel_with_rows_and_prompts(task):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from kdbench.errors import UsageError
 from kdbench.tracks.llm.blocks.demonstrations import flipped, full_cost, inverted, permuted
 from kdbench.tracks.llm.data import icl
 from kdbench.tracks.llm.data.specs import IclData
@@ -94,6 +95,22 @@ def test_the_end_of_a_story_says_nothing_that_its_beginning_does_not():
                 assert sentence in sentences[:6]
 
 
+def test_exercises_say_two_demonstrations_again():
+    for stage, arrow in (("echo", False), ("recall", True), ("hint", True)):
+        made = icl.exercises(DATA, stage)
+        assert made == icl.exercises(DATA, stage)
+        assert len(made) == DATA.train
+        assert all(((icl.ARROW, False) in each.parts) == arrow for each in made)
+        changed = 0
+        for each in made:
+            first, again = each.shown[:2], {label: (a, b) for a, b, label in each.shown[2:]}
+            assert all(len(set(column)) == 2 for column in zip(*first, strict=True))
+            differing = [sum(x != y for x, y in zip(again[label], (a, b), strict=True)) for a, b, label in first]
+            assert max(differing) <= 1, "one of the two words still tells the label"
+            changed += sum(differing)
+        assert changed / (2 * len(made)) == pytest.approx(0.7 if stage == "hint" else 0.0, abs=0.15)
+
+
 def test_kinds_belong_to_one_class():
     with pytest.raises(ValidationError, match="at most 8"):
         IclData(classes=3, kinds=3)
@@ -149,6 +166,38 @@ def test_the_label_alone_is_scored_and_pre_training_reads_everything(make_task):
     read = task._data.stage_rows("lm")
     assert len(read) == 64 + 32
     assert int(read.starts.max()) == 1
+
+
+@pytest.mark.parametrize("stage", ["echo", "recall", "hint", "labels"])
+def test_stages_score_the_words_that_can_be_looked_up(make_task, stage):
+    task = make_task("icl")
+    rows, split = task._data.stage_rows(stage), task.split("train")
+    assert len(rows) == len(split) == 64
+    batch = rows.batch(torch.arange(8))
+    assert torch.equal(batch.labels[batch.labels >= 0], batch.input_ids[batch.labels >= 0])
+    if stage == "labels":
+        wanted = [[*(label for _, label in row.demonstrations), row.label] for row in split.rows[:8]]
+    else:
+        made = icl.exercises(task.spec.data, stage)[:8]
+        wanted = [[word for _, *pair in each.shown[2:] for word in pair[stage == "hint" :]] for each in made]
+    for ids, words in zip(batch.labels, wanted, strict=True):
+        assert task.tokenizer.decode(ids[ids >= 0]).split() == words
+    if stage == "labels":
+        assert ["".join(text for text, _ in row.parts) for row in split.rows] == [row.text for row in split.rows]
+
+
+def test_a_tied_teacher_with_larger_first_weights_is_read_back_as_it_was_trained(make_task):
+    stages = [{"objective": stage, "steps": 2, "batch_size": 4} for stage in ("echo", "recall", "hint", "labels", "lm")]
+    task = make_task("icl", teacher={"tied": True, "embedding": 0.2, "spread": 0.08, "stages": stages})
+    model = task.teacher()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.get_input_embeddings().weight.std().item() == pytest.approx(0.2, rel=0.1)
+
+
+def test_other_data_have_no_exercises(make_spec):
+    stages = {"stages": [{"objective": "recall", "steps": 2}]}
+    with pytest.raises(UsageError, match="needs data of kind 'icl'"):
+        make_spec("text", teacher=stages)
 
 
 def test_a_context_costs_what_it_has_tokens(make_task):

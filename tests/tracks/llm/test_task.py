@@ -148,13 +148,14 @@ def test_the_teacher_is_what_half_precision_gives_back(make_task):
         assert torch.equal(parameter, parameter.half().float())
 
 
-def test_first_embeddings_are_as_large_as_they_are_asked_to_be(make_task):
+def test_first_weights_are_as_large_as_they_are_asked_to_be(make_task):
     tokenizer = make_task("text").tokenizer
     for family in ("llama", "gpt2"):
         usual = Net(layers=1, width=16, family=family, tied=True)
-        large = usual.model_copy(update={"embedding": 0.3})
-        assert "embedding" not in usual.model_dump(mode="json"), "networks keep what they are found by"
+        large = usual.model_copy(update={"embedding": 0.3, "spread": 0.1})
+        assert not {"embedding", "spread"} & set(usual.model_dump(mode="json")), "networks keep what they are found by"
         assert large.model_dump(mode="json")["embedding"] == 0.3
+        assert large.model_dump(mode="json")["spread"] == 0.1
         made = []
         for net in (usual, large):
             torch.manual_seed(0)
@@ -162,8 +163,9 @@ def test_first_embeddings_are_as_large_as_they_are_asked_to_be(make_task):
         table, larger = (model.get_input_embeddings().weight for model in made)
         assert torch.allclose(15 * table, larger)
         assert made[1].get_output_embeddings().weight is larger
-        others = [torch.cat([p.flatten() for p in model.parameters() if p.shape != table.shape]) for model in made]
-        assert torch.equal(*others)
+        others = [[p for p in model.parameters() if p.dim() == 2 and p.shape != table.shape] for model in made]
+        assert others[0]
+        assert all(torch.allclose(5 * a, b) for a, b in zip(*others, strict=True))
 
 
 def test_another_tokenizer_is_scored_on_the_same_text(make_task):

@@ -41,8 +41,6 @@ QUESTIONS = {
     "column": "What is in column {}?",
     "count": "How many shapes are there?",
 }
-WEIGHTS = (0.35, 0.15, 0.15, 0.2, 0.1, 0.05)
-"""How often each is asked."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Scene(Problem):
     @property
     def content(self) -> str:
         """What the picture shows, whatever is asked."""
-        return table(self.shapes)
+        return "".join(cells(self.shapes).flat)
 
     def check(self, response: str) -> bool:
         """Whether ``response`` is the right answer, word for word."""
@@ -129,40 +127,28 @@ def ask(rng: np.random.Generator, kind: str, shapes: Sequence[Shape]) -> tuple[s
     return question.format(name), f"In {kind} {name}: {' '.join(line)}"
 
 
-def scene(rng: np.random.Generator, counts: Sequence[float], template: str) -> Scene:
-    """One question about one picture; ``template`` has the places ``{image}`` and ``{question}``."""
+def scene(rng: np.random.Generator, data: ScenesData, counts: Sequence[float]) -> Scene:
+    """One question about one picture; ``counts`` are weights of one shape, of two, ..."""
     shapes = arrangement(rng, counts)
-    kind = list(QUESTIONS)[rng.choice(len(QUESTIONS), p=WEIGHTS)]
+    weights = np.array([data.questions.get(name, 0.0) for name in QUESTIONS])
+    kind = list(QUESTIONS)[rng.choice(len(QUESTIONS), p=weights / weights.sum())]
     question, answer = ask(rng, kind, shapes)
-    prompt = template.replace("{question}", question)
+    prompt = data.template.replace("{question}", question)
     return Scene(prompt, answer, answer, kind, shapes, int(rng.integers(2**31)))
 
 
 def make_scenes(data: ScenesData, split: str, count: int) -> list[Scene]:
     """``count`` questions of a split; the pictures of the splits are disjoint (see :func:`problems.generate`)."""
-    make = partial(scene, counts=data.counts, template=data.template)
-    return problems.generate(make, split, count, data.seed)
+    return problems.generate(partial(scene, data=data, counts=data.counts), split, count, data.seed)
 
 
-def table(shapes: Sequence[Shape]) -> str:
-    """Two characters for each cell in reading order, colour and form, or two dots.
+def make_crowds(data: ScenesData, count: int) -> list[Scene]:
+    """``count`` questions about pictures of the training split with one to sixteen shapes.
 
-    >>> table([Shape("gold", "ring", 1, 0)])[:6]
-    '..or..'
+    Where most cells are empty, dots are a good guess; whoever learns to answer these learns to look.
     """
-    return "".join(cells(shapes).flat)
-
-
-def tabled(rng: np.random.Generator, template: str) -> Scene:
-    """A picture of one to sixteen shapes and its table: whoever learns to write those learns to look."""
-    shapes = arrangement(rng, [1] * GRID * GRID)
-    answer = table(shapes)
-    return Scene(template.replace("{question}", "Table?"), answer, answer, "table", shapes, int(rng.integers(2**31)))
-
-
-def make_tables(data: ScenesData, count: int) -> list[Scene]:
-    """``count`` pictures of the training split with their tables."""
-    return problems.generate(partial(tabled, template=data.template), "train", count, data.seed + 1)
+    make = partial(scene, data=data, counts=[1] * GRID * GRID)
+    return problems.generate(make, "train", count, data.seed + 1)
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------

@@ -86,6 +86,15 @@ class ScenesData(ProblemData):
     kind: Literal["scenes"] = "scenes"
     counts: tuple[float, ...] = Field((4, 3, 2, 1), min_length=1, max_length=4)
     """How often a picture has one shape, two, three and four; the easy ones are what a model learns from first."""
+    questions: dict[Literal["map", "colours", "forms", "row", "column", "count"], float] = {
+        "map": 0.35,
+        "colours": 0.15,
+        "forms": 0.15,
+        "row": 0.2,
+        "column": 0.1,
+        "count": 0.05,
+    }
+    """How often each kind of question is asked; one that is not named never is."""
     template: str = "{image}{question}\n"
     """The prompt; a pretrained model has one of its own, such as ``USER: {image}\\n{question} ASSISTANT:``."""
     train: int = Field(10_000, ge=1)
@@ -96,6 +105,8 @@ class ScenesData(ProblemData):
     def _check(self) -> ScenesData:
         if min(self.counts) < 0 or sum(self.counts) <= 0:
             raise ValueError(f"counts are weights, and one of them is above 0, not {list(self.counts)}")
+        if min(self.questions.values(), default=0) < 0 or sum(self.questions.values()) <= 0:
+            raise ValueError(f"questions have weights, and one of them is above 0, not {self.questions}")
         if not self.template.count("{image}") == self.template.count("{question}") == 1:
             raise ValueError(f"a template has {{image}} and {{question}} once each, not {self.template!r}")
         return self

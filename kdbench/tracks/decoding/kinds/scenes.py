@@ -11,7 +11,7 @@ from torch import nn
 
 from kdbench.errors import JobError
 from kdbench.tracks.decoding.data.pictures import SceneSequences
-from kdbench.tracks.decoding.data.scenes import Scene, make_scenes, make_tables, render
+from kdbench.tracks.decoding.data.scenes import Scene, make_crowds, make_scenes, render
 from kdbench.tracks.decoding.data.specs import ScenesData
 from kdbench.tracks.decoding.decoders.autoregressive import Autoregressive
 from kdbench.tracks.decoding.kinds.problems import Problems
@@ -21,8 +21,8 @@ from kdbench.tracks.llm.data.encoding import Sequences, encode_pairs
 from kdbench.tracks.llm.networks.tokenizers import pad_id
 from kdbench.tracks.llm.spec import Hub
 
-TABLES = 6000
-"""Pictures that a target learns to look at."""
+CROWDS = 12_000
+"""Crowded pictures that a target learns to look at."""
 
 
 class Scenes(Problems):
@@ -50,10 +50,10 @@ class Scenes(Problems):
         return self._encoded(scenes), scenes
 
     def stage_rows(self, objective: str) -> Sequences:
-        """``lm`` is learning to look: pictures of many shapes, and what is in each cell."""
+        """``lm`` is learning to look: questions about pictures of many shapes."""
         if objective != "lm":
             return super().stage_rows(objective)
-        return self._encoded(make_tables(self.data, min(self.data.train, TABLES)))
+        return self._encoded(make_crowds(self.data, min(self.data.train, CROWDS)))
 
     def _encoded(self, scenes: Sequence[Scene]) -> SceneSequences:
         picture = self._picture()

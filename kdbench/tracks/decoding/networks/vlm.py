@@ -93,6 +93,7 @@ def build(net: Vlm, tokenizer: Any) -> Llava:
         image_size=net.image,
         patch_size=net.patch,
         projection_dim=net.vision_width,
+        initializer_range=net.spread,
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -103,17 +104,22 @@ def build(net: Vlm, tokenizer: Any) -> Llava:
         intermediate_size=net.mlp or 8 * round(net.width * 8 / 3 / 8),
         max_position_embeddings=net.positions,
         eos_token_id=tokenizer.eos_token_id,
+        initializer_range=net.spread,
         **ids,
     )
-    return Llava(
+    model = Llava(
         LlavaConfig(
             vision_config=vision,
             text_config=text,
             image_token_id=tokenizer.convert_tokens_to_ids(SEP),
             image_seq_length=net.visual_tokens,
             vision_feature_layer=-1,
+            initializer_range=net.spread,
         )
     )
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(net.embedding / net.spread)
+    return model
 
 
 def load(hub: Hub, device: torch.device) -> Llava:

@@ -105,6 +105,14 @@ class Episode:
     def text(self) -> str:
         return self.prompt + self.response
 
+    @property
+    def parts(self) -> list[tuple[str, bool]]:
+        """The text in parts, and which of them are labels."""
+        made = []
+        for text, label in (*self.demonstrations, (self.query, self.label)):
+            made += [(f" {text}{ARROW}", False), (f" {label}", True), (SEPARATOR, False)]
+        return made[:-1]
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -189,6 +197,51 @@ def episodes(data: IclData, split: str) -> list[Episode]:
                     shown[i] = shown[int(rng.integers(i))]
         for label in _balanced(rng, 1 if split == "train" else data.queries, data.classes):
             made.append(Episode(task, rule.name, tuple(shown), draw(label), options[label], options))
+    return made
+
+
+# --- exercises --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """Two demonstrations, and both again in random order: the labels that come again can be looked up."""
+
+    shown: tuple[tuple[str, str, str], ...]
+    """Adjective, noun and label of four demonstrations."""
+    stage: str
+    """``echo``, ``recall`` or ``hint``, as :func:`exercises` says."""
+
+    @property
+    def parts(self) -> list[tuple[str, bool]]:
+        """The text in parts, and which of them are scored: the labels that come again, and nouns that surely do."""
+        arrow, made = "" if self.stage == "echo" else ARROW, []
+        for place, (adjective, noun, label) in enumerate(self.shown):
+            again = place >= 2
+            made += [(f" {adjective}", False), (f" {noun}", again and self.stage != "hint")]
+            made += [(arrow, False), (f" {label}", again), (SEPARATOR, False)]
+        return made
+
+
+def exercises(data: IclData, stage: str) -> list[Exercise]:
+    """``data.train`` exercises of a stage: ``echo`` without arrows, ``recall`` with them, ``hint`` with a change.
+
+    Small networks learn to look up a label in stretches, each at once after a long time without any progress. Where a
+    label follows its words immediately and is one of two, that time is short; the arrow, which is the same in all
+    demonstrations, makes it a matter of two steps. In a hint seven of ten demonstrations that come again have another
+    adjective or another noun, so that either word tells the label. No exercise speaks of a rule.
+    """
+    rng = np.random.default_rng([data.seed, ("echo", "recall", "hint").index(stage), 0xEC40])
+    sides, made = [tuple(word for members in lexicon.values() for word in members) for lexicon in SIDES], []
+    for _ in range(data.train):
+        columns = [[words[i] for i in rng.choice(len(words), size=2, replace=False)] for words in (*sides, LABELS)]
+        first = list(zip(*columns, strict=True))
+        again = [list(first[i]) for i in rng.permutation(2)]
+        for demonstration in again:
+            if stage == "hint" and rng.random() < 0.7:
+                side = int(rng.integers(2))
+                demonstration[side] = _pick(rng, sides[side])
+        made.append(Exercise((*first, *((a, b, label) for a, b, label in again)), stage))
     return made
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdbench.losses.tokens import IGNORE
 from kdbench.task import Scores
 from kdbench.tracks.llm import scoring
 from kdbench.tracks.llm.data import icl
-from kdbench.tracks.llm.data.encoding import Sequences, encode, encode_pairs, pack
+from kdbench.tracks.llm.data.encoding import Sequences, encode, encode_pairs, encode_texts, pack
 from kdbench.tracks.llm.data.icl import Episode
 from kdbench.tracks.llm.data.specs import IclData
 from kdbench.tracks.llm.kinds.base import LanguageKind
@@ -31,9 +33,20 @@ class Icl(LanguageKind):
         return encode_episodes(rows, self.prepared.tokenizer, self.data.length), rows
 
     def stage_rows(self, objective: str) -> Sequences:
-        """``lm`` is every token of the episodes, labels of the demonstrations among them, and the plain text."""
-        rows = self.prepared.split("train").sequences
-        return rows.plain() + self.plain_text() if objective == "lm" else rows
+        """``lm`` is every token of the episodes, labels of the demonstrations among them, and the plain text.
+
+        ``labels`` is the labels alone, of demonstrations and query; ``echo``, ``recall`` and ``hint`` are exercises.
+        """
+        tokenizer, rows = self.prepared.tokenizer, self.prepared.split("train").sequences
+        if objective == "lm":
+            return rows.plain() + self.plain_text()
+        if objective == "labels":
+            return score(rows, [episode.parts for episode in self.prepared.split("train").rows], tokenizer)
+        if objective in ("echo", "recall", "hint"):
+            parts = [exercise.parts for exercise in icl.exercises(self.data, objective)]
+            texts = ["".join(text for text, _ in each) for each in parts]
+            return score(encode_texts(texts, tokenizer), parts, tokenizer)
+        return rows
 
     def plain_text(self) -> Sequences:
         """The plain texts of the same words, one row each, every token scored."""
@@ -66,6 +79,22 @@ class Icl(LanguageKind):
         right = correct(task, model, split.rows)
         metrics["accuracy"] = float(right.mean())
         return Scores(metrics, {"accuracy": right, "loss": result.per_row()})
+
+
+def score(rows: Sequences, parts: Sequence[Sequence[tuple[str, bool]]], tokenizer: Any) -> Sequences:
+    """The same rows with the tokens of some parts scored; ``parts`` are each row's, without what begins and ends it.
+
+    A part ends where a word ends, so that it has the tokens that it has within the row.
+    """
+    texts = sorted({text for row in parts for text, _ in row})
+    tokens = dict(zip(texts, map(len, encode(texts, tokenizer)), strict=True))
+    chosen = np.zeros(tuple(rows.ids.shape), dtype=bool)
+    for i, row in enumerate(parts):
+        place = 1
+        for text, scored in row:
+            chosen[i, place : place + tokens[text]] = scored
+            place += tokens[text]
+    return replace(rows, labels=rows.ids.long().masked_fill(~torch.from_numpy(chosen), IGNORE))
 
 
 def encode_episodes(rows: Sequence[Episode], tokenizer: Any, length: int) -> Sequences:

@@ -22,7 +22,7 @@ from kdbench.losses.logits import UNLABELLED
 from kdbench.losses.tokens import IGNORE, shift_mask
 from kdbench.tracks.llm.data.encoding import TextBatch
 from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
-from kdbench.tracks.llm.spec import EMBEDDING, Net
+from kdbench.tracks.llm.spec import Net
 
 transformers_logging.disable_progress_bar()  # a bar per file drowns the log of a job
 
@@ -40,9 +40,9 @@ def build(net: Net, tokenizer: Any, *, vocabulary: int | None = None, classes: i
     token; taggers need them too and give (B, L, C).
     """
     model = _configured(net, tokenizer, vocabulary, classes)
-    if net.embedding != EMBEDDING:
+    if net.embedding != net.spread:
         with torch.no_grad():
-            model.get_input_embeddings().weight.mul_(net.embedding / EMBEDDING)
+            model.get_input_embeddings().weight.mul_(net.embedding / net.spread)
     return model
 
 
@@ -52,6 +52,7 @@ def _configured(net: Net, tokenizer: Any, vocabulary: int | None, classes: int |
         "pad_token_id": pad_id(tokenizer),
         "bos_token_id": start_id(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
+        "initializer_range": net.spread,
     }
     if net.family in ("encoder", "tagger"):
         bert = BertForSequenceClassification if net.family == "encoder" else BertForTokenClassification
