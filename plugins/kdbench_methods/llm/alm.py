@@ -31,12 +31,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdbench import Compare, Field, Paper, Params, hookimpl
-from kdbench.errors import UsageError
 from kdbench.losses.binarised import BINARISED
 from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import Positions, tok_mean, truncate_pairwise, uld
 from kdbench.tracks.llm.blocks.alignment import nearest_tokens
-from kdbench.tracks.llm.blocks.transfer import bits_per_byte, rewritten, tokenizer_named
+from kdbench.tracks.llm.blocks.transfer import bits_per_byte, make_room, rewritten, tokenizer_named
 from kdbench.tracks.llm.chunks import (
     Sides,
     chunk_facts,
@@ -135,12 +134,7 @@ def transfer(task, params, kind, tokenizer, spend):
     """One network, trained as the parameters say."""
     model = rewritten(task, kind, tokenizer, random=params.initial == "random")
     sides = Sides(task, "train", tokenizer)
-    longest, room = sides.sequences[1].ids.shape[1], getattr(model.config, "max_position_embeddings", None)
-    if room is not None and longest > room:
-        raise UsageError(
-            f"under tokenizer {params.tokenizer!r} a row has {longest} tokens, the student reads {room}; choose "
-            "a larger vocabulary or set the task's data.chunk (data.length) lower"
-        )
+    make_room(model, sides.sequences[1].ids.shape[1])
     live = params.objective != "alm" or params.hidden > 0
     kept = None if live else sides.kept()
     nearest = nearest_tokens(task.tokenizer, tokenizer) if params.objective == "mined" else None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdbench.errors import UsageError
-from kdbench.tracks.llm.blocks.transfer import bits_per_byte, rewritten, tokenizer_named
+from kdbench.tracks.llm.blocks.transfer import bits_per_byte, make_room, rewritten, tokenizer_named
 
 
 def test_a_tokenizer_that_does_not_exist_is_a_clear_error(make_task, tmp_path):
@@ -38,3 +38,19 @@ def test_bits_per_byte_are_those_of_the_score_and_an_average_of_equals_changes_n
     alone = bits_per_byte(task, [student], task.tokenizer)
     assert alone == pytest.approx(task.score(student)["bits_per_byte"], rel=1e-5)
     assert bits_per_byte(task, [student, student], task.tokenizer) == pytest.approx(alone, rel=1e-6)
+
+
+def test_rotary_positions_go_on_and_learned_ones_end(make_task):
+    task = make_task("text")
+    model = task.student()
+    room = model.config.max_position_embeddings
+    make_room(model, room)
+    assert model.config.max_position_embeddings == room
+    make_room(model, room + 40)
+    ids = torch.randint(len(task.tokenizer), (1, room + 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole, shifted = model(ids).logits, model(ids, position_ids=torch.arange(room + 40)[None] + 7).logits
+    assert torch.allclose(whole, shifted, atol=1e-4), "only distances count, those beyond the old room as well"
+    learned = task.new_student(task.spec.student.model_copy(update={"family": "gpt2", "stages": ()}))
+    with pytest.raises(UsageError, match=f"the student has positions for {room}"):
+        make_room(learned, room + 1)

@@ -66,6 +66,22 @@ def rewritten(
     return model
 
 
+def make_room(model: Any, tokens: int) -> None:
+    """Let a network read rows of so many tokens: a smaller vocabulary needs more of them for the same text.
+
+    Rotary positions go on as far as they are asked for. Raises ``UsageError`` where positions are learned, one by one.
+    """
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room is None or tokens <= room:
+        return
+    if getattr(model.config, "rope_parameters", None) is None:
+        raise UsageError(
+            f"under its new tokenizer the longest row has {tokens} tokens, but the student has positions for {room}",
+            hint="choose a larger vocabulary, or set the task's data.chunk (data.length) lower",
+        )
+    model.config.max_position_embeddings = tokens
+
+
 @torch.no_grad()
 def bits_per_byte(task: LLMTask, models: Sequence[nn.Module], tokenizer: Any) -> float:
     """Of the test data (of instructions the responses), for the averaged probabilities of models of one tokenizer."""
