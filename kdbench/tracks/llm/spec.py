@@ -13,7 +13,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from kdbench.errors import Problem
 from kdbench.spec import SpecModel, TaskSpec, digest
-from kdbench.tracks.llm.data.specs import Data, HubInstructData, HubTextData, SeedDocstringsData
+from kdbench.tracks.llm.data.specs import Data, HubData, SeedDocstringsData
 from kdbench.tracks.llm.kinds import KINDS
 from kdbench.tracks.llm.networks import smollm
 
@@ -333,7 +333,7 @@ class LLMSpec(TaskSpec):
         for role, model in (("teacher", self.teacher), ("student", self.student)):
             if isinstance(model, Hub):
                 found += _model_problems(place, role, model.name, offline)
-        if isinstance(self.data, HubTextData | HubInstructData):
+        if isinstance(self.data, HubData):
             found += _data_problems(place, self.data.path, offline)
         return found
 

@@ -313,11 +313,10 @@ class NerData(SpecModel):
         return self.model_dump(mode="json", exclude={"val", "test"})
 
 
-class HubTextData(SpecModel):
-    """Text of a Hugging Face data set or of local files."""
+class HubData(SpecModel):
+    """A data set of the Hugging Face hub or local files: fields that all uses of it have."""
 
     networks: ClassVar[tuple[str, ...]] = CAUSAL
-    kind: Literal["hf-text"] = "hf-text"
     path: str
     """Hub name, folder of ``save_to_disk``, or file or folder of ``.jsonl``, ``.json``, ``.csv``, ``.parquet``."""
     config: str | None = None
@@ -325,17 +324,38 @@ class HubTextData(SpecModel):
     revision: str | None = None
     splits: dict[Literal["train", "val", "test"], str] = {"train": "train", "val": "validation", "test": "test"}
     """Name of each split, slices such as ``train[:1%]`` included."""
+    train: int | None = Field(None, ge=1)
+
+    def decides_teacher(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"val", "test"})
+
+
+class HubTextData(HubData):
+    """Text of a Hugging Face data set or of local files."""
+
+    kind: Literal["hf-text"] = "hf-text"
     text: str = "text"
     """Column."""
     domain: str | None = None
     """Column with the name of each row's domain; null: all text is of one."""
     chunk: int = Field(512, ge=8)
-    train: int | None = Field(None, ge=1)
     val: int = Field(128, ge=1)
     test: int = Field(512, ge=1)
 
-    def decides_teacher(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"val", "test"})
+
+class HubInstructData(HubData):
+    """Prompts and responses of a Hugging Face data set or of local files."""
+
+    kind: Literal["hf-instruct"] = "hf-instruct"
+    prompt: str = "instruction"
+    """Column of the instruction."""
+    context: str | None = None
+    """Column of an optional input that follows the instruction."""
+    response: str = "response"
+    length: int = Field(512, ge=16)
+    """Items with more tokens are left out and counted, never cut."""
+    val: int = Field(200, ge=1)
+    test: int = Field(500, ge=1)
 
 
 class WrittenData(SpecModel):
@@ -352,30 +372,6 @@ class WrittenData(SpecModel):
     length: int = Field(96, ge=16)
     """Largest number of tokens of prompt and response."""
     seed: int = 0
-
-    def decides_teacher(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"val", "test"})
-
-
-class HubInstructData(SpecModel):
-    """Prompts and responses of a Hugging Face data set or of local files."""
-
-    networks: ClassVar[tuple[str, ...]] = CAUSAL
-    kind: Literal["hf-instruct"] = "hf-instruct"
-    path: str
-    config: str | None = None
-    revision: str | None = None
-    splits: dict[Literal["train", "val", "test"], str] = {"train": "train", "val": "validation", "test": "test"}
-    prompt: str = "instruction"
-    """Column of the instruction."""
-    context: str | None = None
-    """Column of an optional input that follows the instruction."""
-    response: str = "response"
-    length: int = Field(512, ge=16)
-    """Items with more tokens are left out and counted, never cut."""
-    train: int | None = Field(None, ge=1)
-    val: int = Field(200, ge=1)
-    test: int = Field(500, ge=1)
 
     def decides_teacher(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"val", "test"})

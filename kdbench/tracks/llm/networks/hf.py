@@ -13,7 +13,7 @@ from torch import nn
 from kdbench.errors import JobError
 from kdbench.tracks.llm.data.cpython import Document
 from kdbench.tracks.llm.data.instruct import Item
-from kdbench.tracks.llm.data.specs import HubInstructData, HubTextData
+from kdbench.tracks.llm.data.specs import HubData, HubInstructData, HubTextData
 from kdbench.tracks.llm.spec import Hub, looks_local
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -100,7 +100,7 @@ def load_tokenizer(hub: Hub) -> Any:
     return tokenizer
 
 
-def load_rows(data: HubTextData | HubInstructData, split: str) -> Any:
+def load_rows(data: HubData, split: str) -> Any:
     """One split as a ``datasets.Dataset``; opened once per process.
 
     ``data.path`` is a folder of ``save_to_disk``, one file, a folder with one file per split named after it, or a name
