@@ -7,7 +7,7 @@ BASELINE = Baseline(
     slug="self_draft",
     title="The target as its own draft",
     track="decoding",
-    tasks=["arith", "listops", "docs", "hf"],
+    tasks=["arith", "listops", "docs", "scenes", "hf"],
     requires=["weights"],
     tags=["reference-point", "speculative"],
 )

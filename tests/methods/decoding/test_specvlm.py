@@ -52,6 +52,13 @@ def test_a_job_reports_and_says_what_the_target_says(run):
     assert {"cls", "reg", "price"} <= set().union(*result.curve)
 
 
+@pytest.mark.parametrize(("slug", "least"), [("sd_init", 1.0), ("kd_fkl", 1.0), ("self_draft", 3.0)])
+def test_drafts_of_other_methods_read_the_text_alone_and_are_lossless(run, slug, least):
+    metrics = run(f"decoding/{slug}", "scenes").outcome.metrics
+    assert metrics["agreement"] == metrics["lossless"] == 1.0
+    assert metrics["block_efficiency"] >= least
+
+
 def test_variants_change_what_they_say(task):
     params = specvlm.SpecVlmParams(samples=8, teaching="offline", compressor="none", proposals="chain")
     decoder = specvlm.train(task, params)
