@@ -27,6 +27,7 @@ EXTRAS = {
     "bench": "benchmarks/scheduler.py beside other schedulers",
     "data": "tasks with real pictures and pretrained teachers",
     "dev": "tests and linters of kdbench itself",
+    "diffusion": "pretrained teachers of the track diffusion, through diffusers",
     "docs": "the pages of docs/, with make docs",
     "gpu": "memory and other users of NVIDIA GPUs, without starting CUDA",
     "quantize": "teachers with weights in 8 or 4 bits",

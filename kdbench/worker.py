@@ -252,8 +252,9 @@ def _run(job: Job, task: Task, registry: Registry, found: _Found) -> None:
             f"train changed the shared teacher ({', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}); "
             "use task.teacher(trainable=True) for a private copy"
         )
-    if isinstance(model, nn.Module):
-        task.budget.set("parameters", count_parameters(model))
+    networks = _networks(model)
+    if networks:
+        task.budget.set("parameters", sum(map(count_parameters, networks)))
 
     task.phase = "evaluate"
     task.seed_globals("eval")
@@ -323,12 +324,21 @@ def _finite_metric(name: str, value: Any) -> float:
 @torch.no_grad()
 def _require_finite(model: Any) -> None:
     """Raise ``Diverged`` where a weight of a network is NaN or infinite."""
-    if not isinstance(model, nn.Module):
-        return
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise Diverged(f"values in {name} of the trained {type(model).__name__} are NaN or infinite")
+    for network in _networks(model):
+        # what a network is made of may say "never" with an infinite logarithm; what was trained may not
+        own = dict(network.named_buffers()) if network is model else {}
+        tensors = {**dict(network.named_parameters()), **own}
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise Diverged(f"values in {name} of the trained {type(network).__name__} are NaN or infinite")
+
+
+def _networks(model: Any) -> list[nn.Module]:
+    """What was trained: the model itself, or the networks that it says it has (``networks()`` gives them by name)."""
+    if isinstance(model, nn.Module):
+        return [model]
+    named = model.networks() if hasattr(model, "networks") else {}
+    return list({id(network): network for network in named.values()}.values())
 
 
 def _cpu_seconds() -> float:

@@ -20,7 +20,10 @@ from tests.helpers.plugins import write
 
 pytest_plugins = ["pytester"]
 
-TRAIN_NOTHING = {"llm/student_init", "llm/teacher", "vision/teacher"} | {
+TRAIN_NOTHING = {
+    *("llm/student_init", "llm/teacher", "vision/teacher"),
+    *("diffusion/teacher", "diffusion/teacher_few", "diffusion/naive_one_step", "diffusion/real_floor"),
+} | {
     f"decoding/{slug}"
     for slug in (
         *("ar", "self_draft", "ngram_draft", "jacobi_vanilla", "prompt_format", "hard_mask", "reformat"),

@@ -8,13 +8,14 @@ from pathlib import Path
 from kdbench import hookimpl
 from kdbench.track import Track
 from kdbench.tracks.decoding import TRACK as DECODING
+from kdbench.tracks.diffusion import TRACK as DIFFUSION
 from kdbench.tracks.llm import TRACK as LLM
 from kdbench.tracks.vision import TRACK as VISION
 
 
 @hookimpl
 def kdbench_tracks() -> Sequence[Track]:
-    return VISION, LLM, DECODING
+    return VISION, LLM, DECODING, DIFFUSION
 
 
 @hookimpl

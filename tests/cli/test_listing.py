@@ -100,7 +100,7 @@ def test_results_that_cannot_be_read_are_a_warning(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("methods", "teachr"), "error: there is no method 'teachr' (did you mean 'teacher'?)"),
+        (("methods", "teachr"), "error: there is no method 'teachr' (did you mean 'teacher'"),
         (("methods", "show"), "error: show: show what?"),
         (("methods", "--track", "visoin"), "error: --track: there is no track 'visoin' (did you mean 'vision'?)"),
         (("methods", "--plugin", "nowhere.py"), "error: --plugin: there is no file nowhere.py"),

@@ -157,13 +157,20 @@ def test_all_code_shown_is_a_file_that_is_tested():
         for path in re.findall(r"^```\{literalinclude\} (?:\.\./)*examples/(\S+)$", text, re.M)
     }
     tested = {"annealed_kd.py", "annealed.yaml", "own_loop.py", "notify.py", "first_run.py", "frame.py", "waves.yaml"}
-    tested |= {"own_draft.py"}
+    tested |= {"own_draft.py", "own_generator.py"}
     tested |= {f"waves/{path.name}" for path in (EXAMPLES / "waves").iterdir() if path.is_file()}
     assert included <= tested
     assert {path.name for path in EXAMPLES.glob("*.*")} <= tested | {"wrong.yaml"}
 
 
-@pytest.mark.parametrize(("example", "task"), [("own_loop", "vision/digits-fewlabel"), ("own_draft", "decoding/arith")])
+@pytest.mark.parametrize(
+    ("example", "task"),
+    [
+        ("own_loop", "vision/digits-fewlabel"),
+        ("own_draft", "decoding/arith"),
+        ("own_generator", "diffusion/ring"),
+    ],
+)
 def test_a_method_of_ones_own_trains(example: str, task: str, tmp_path: Path):
     registry = discover([EXAMPLES / f"{example}.py"])
     suite = suite_of({"tasks": [f"{task}@smoke"], "methods": [example], "seeds": 1})

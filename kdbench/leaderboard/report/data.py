@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 CURVE_POINTS = 60
 """Points of a learning curve that are read."""
 PICTURES = (".png", ".gif", ".svg", ".jpg", ".jpeg", ".webp")
-SAMPLES = 8
+SHOWN = ("samples", "artifacts")
+"""Folders of a job whose pictures are shown."""
+SAMPLES = 16
 """Pictures that a method's page shows."""
 FAILED = "status NOT IN ('ok', 'interrupted')"
 
@@ -85,6 +87,8 @@ class Sample:
     task: str
     label: str
     seed: int
+    caption: str = ""
+    """What it shows."""
 
 
 @dataclass
@@ -214,18 +218,19 @@ def _suites(con: duckdb.DuckDBPyConnection, where: str, values: list[str]) -> di
 
 
 def _samples(con: duckdb.DuckDBPyConnection, where: str, values: list[str]) -> dict[str, list[Sample]]:
-    """Pictures by method, at most :data:`SAMPLES` of each: one of every task in turn."""
+    """Pictures in :data:`SHOWN` by method, at most :data:`SAMPLES` of each: one of every task in turn."""
+    folders, suffixes = "|".join(SHOWN), "|".join(suffix[1:] for suffix in PICTURES)
     rows = con.execute(
         "SELECT method, task || '@' || scale, label, seed, id, artifacts::VARCHAR FROM store.current_jobs "
-        f"WHERE current AND status = 'ok' AND artifacts::VARCHAR LIKE '%samples/%' AND {where} "
-        "ORDER BY method, seed, task, scale, label",
-        values,
+        "WHERE current AND status = 'ok' AND regexp_matches(artifacts::VARCHAR, ?, 'i') "
+        f"AND {where} ORDER BY method, seed, task, scale, label",
+        [f'"({folders})/[^"]*[.]({suffixes})"', *values],
     ).fetchall()
     turns: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     for method, task, label, seed, id, artifacts in rows:
         for path in json.loads(artifacts):
             pure = PurePosixPath(path)
-            if pure.parts[0] == "samples" and pure.suffix.lower() in PICTURES and ".." not in pure.parts:
+            if pure.parts[0] in SHOWN and pure.suffix.lower() in PICTURES and ".." not in pure.parts:
                 turns[method][task].append(Sample(id, path, task, label, seed))
     return {method: _in_turn(list(by_task.values()))[:SAMPLES] for method, by_task in turns.items()}
 

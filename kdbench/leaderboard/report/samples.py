@@ -1,9 +1,14 @@
-"""Pictures that jobs left, copied into the site."""
+"""Pictures that jobs left, copied into the site.
+
+Any picture that a job writes into ``artifacts`` (``task.artifact("grid.png")``) or ``samples`` is shown on the page of
+its method. Its caption is the text of the file of the same name that ends in ``.txt``, or else its name in words.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -15,6 +20,8 @@ if TYPE_CHECKING:
 
 LARGEST = 1 << 20
 """Bytes of a picture; larger ones are left out."""
+LONGEST = 400
+"""Characters of a caption; longer ones are cut."""
 
 
 def sample_file(sample: Sample) -> str:
@@ -23,8 +30,26 @@ def sample_file(sample: Sample) -> str:
 
 
 def usable(samples: Mapping[str, Sequence[Sample]], results: Path) -> dict[str, list[Sample]]:
-    """Those pictures that are files of their job's folder, and not too large; links could show what is elsewhere."""
-    return {method: [sample for sample in found if _is_own(results, sample)] for method, found in samples.items()}
+    """Those pictures that are files of their job's folder, and not too large; links could show what is elsewhere.
+
+    With their captions.
+    """
+    return {
+        method: [replace(sample, caption=_caption(results, sample)) for sample in found if _is_own(results, sample)]
+        for method, found in samples.items()
+    }
+
+
+def _caption(results: Path, sample: Sample) -> str:
+    """What stands beside the picture, on one line; without that the name of its file in words."""
+    beside = PurePosixPath(sample.path).with_suffix(".txt")
+    if _is_own(results, replace(sample, path=str(beside))):
+        with _source(results, replace(sample, path=str(beside))).open(encoding="utf-8", errors="replace") as file:
+            words = file.read(4 * LONGEST).split()
+    else:
+        words = beside.stem.replace("-", " ").replace("_", " ").split()
+    text = " ".join(words)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def _source(results: Path, sample: Sample) -> Path:

@@ -7,7 +7,8 @@ import pytest
 from kdbench.errors import UsageError
 from kdbench.leaderboard.boards import Selection
 from kdbench.leaderboard.report import data
-from kdbench.leaderboard.report.samples import LARGEST, copy_samples, sample_file, usable
+from kdbench.leaderboard.report.samples import LARGEST, LONGEST, copy_samples, sample_file, usable
+from kdbench.leaderboard.report.site import build
 from kdbench.registry import Registry
 from kdbench.store import duck, membership, spool
 from tests.helpers.claims import compare, ran, write_paper
@@ -111,3 +112,32 @@ def test_pictures_that_lie_elsewhere_or_are_too_large_are_left_out(tmp_path):
     with open(folder / "samples" / "large.png", "wb") as file:
         file.truncate(LARGEST + 1)
     assert [sample.path for sample in usable(load(tmp_path).samples, tmp_path)["vision/kd"]] == ["samples/a.png"]
+
+
+def test_pictures_among_the_artifacts_have_captions_of_their_own_or_their_names(tmp_path):
+    names = ["artifacts/grid.png", "artifacts/grid.txt", "artifacts/noise_to-image.png", "artifacts/long.png"]
+    folder = pictured(tmp_path, "kd", 0, [*names, "artifacts/long.txt", "artifacts/table.json"])
+    (folder / "artifacts" / "grid.txt").write_text("Samples,\none row a class \n")
+    (folder / "artifacts" / "long.txt").write_text("word " * 500)
+    (folder / "artifacts" / "table.json").write_text("{}")
+    pictured(tmp_path, "plain", 0, ["artifacts/table.json", "model/a.png"])
+    material = load(tmp_path)
+    assert set(material.samples) == {"vision/kd"}
+    found = usable(material.samples, tmp_path)["vision/kd"]
+    captions = {sample.path: sample.caption for sample in found}
+    assert captions["artifacts/grid.png"] == "Samples, one row a class"
+    assert captions["artifacts/noise_to-image.png"] == "noise to image"
+    assert len(captions["artifacts/long.png"]) == LONGEST
+    assert captions["artifacts/long.png"].endswith("…")
+    build(tmp_path, tmp_path / "site", registry=Registry())
+    page = (tmp_path / "site" / "methods" / "vision.kd.html").read_text()
+    assert "Samples, one row a class" in page
+    assert page.count("<img") == 3
+    assert len(list((tmp_path / "site" / "samples").iterdir())) == 3
+
+
+def test_a_caption_is_never_read_through_a_link(tmp_path):
+    folder = pictured(tmp_path, "kd", 0, ["artifacts/grid.png"])
+    (tmp_path / "secret").write_text("of another file")
+    (folder / "artifacts" / "grid.txt").symlink_to(tmp_path / "secret")
+    assert [sample.caption for sample in usable(load(tmp_path).samples, tmp_path)["vision/kd"]] == ["grid"]

@@ -38,20 +38,20 @@ def fingerprint(spec: DataSpec) -> list[Any]:
     return [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
-def _load(spec: DataSpec) -> dict[str, Any]:
-    """Every part of the data set by its own name."""
+def load_parts(path: str, config: str | None, revision: str | None) -> dict[str, Any]:
+    """Every part of a data set by its own name. Raises ``UsageError`` where it cannot be loaded."""
     import datasets
 
-    place = f"data.path {spec.path}"
+    place = f"data.path {path}"
     try:
-        if is_local(spec.path):
-            root = Path(spec.path).expanduser()
+        if is_local(path):
+            root = Path(path).expanduser()
             if (root / "dataset_dict.json").exists() or (root / "dataset_info.json").exists():
                 found = datasets.load_from_disk(str(root))
             else:
-                found = datasets.load_dataset(str(root), spec.config)
+                found = datasets.load_dataset(str(root), config)
         else:
-            found = datasets.load_dataset(spec.path, spec.config, revision=spec.revision)
+            found = datasets.load_dataset(path, config, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"the data set cannot be loaded: {error}", place=place) from error
     return dict(found) if isinstance(found, dict) else {"train": found}
@@ -87,7 +87,7 @@ def open_folder(spec: DataSpec) -> tuple[Folder, dict[str, Items], int]:
     """The images, the parts train, val and test of them, and the number of classes."""
     import datasets
 
-    found = _load(spec)
+    found = load_parts(spec.path, spec.config, spec.revision)
     place = f"data.path {spec.path}"
     parts, labels, own = [], [], {}
     offset = 0

@@ -1,0 +1,1 @@
+"""Measures of samples: pure functions, and the networks that some of them need."""

@@ -1,0 +1,1 @@
+"""Denoisers of the track: exact, trained here, and pretrained ones."""
