@@ -48,7 +48,7 @@ format: .venv/dev  ## let ruff format and fix
 	$(BIN)/ruff format .
 
 teachers: .venv/run  ## train teachers that the tracks should ship and do not (an hour where all are missing)
-	for track in vision llm decoding; do \
+	for track in vision llm decoding diffusion; do \
 	  $(BIN)/python -m kdbench.training.packs $$track kdbench/tracks/$$track/packs --kind teacher --kind table --kind gap || exit 1; \
 	done
 

@@ -125,6 +125,33 @@ def test_without_a_gpu_the_packing_benchmark_says_so(monkeypatch: pytest.MonkeyP
     assert "there is no GPU here" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "there is no GPU here"),
+        (("--size", "huge"), "there is no network 'huge'"),
+        (("--device", "gpu"), "neither cpu nor cuda"),
+        (("--steps", "8", "8"), "the second number must be larger"),
+    ],
+)
+def test_score_distillation_is_not_measured_on_what_is_not_there(monkeypatch: pytest.MonkeyPatch, arguments, said):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = script("score_distillation.py", *arguments)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.replace("│", " ").split())
+
+
+@pytest.mark.full
+def test_steps_of_score_distillation_are_measured():
+    sizes = ("--size", "tiny", "--device", "cpu", "--batch", "4", "--precision", "float32", "--steps", "2", "12")
+    done = script("score_distillation.py", *sizes, "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["rows"]
+    assert row["step_seconds"] > 0
+    assert row["pictures_per_second"] == pytest.approx(4 / row["step_seconds"])
+    assert row["gpu_bytes"] == 0 < row["cpu_bytes"]
+
+
 @pytest.mark.full
 def test_the_site_of_a_few_results_is_measured():
     done = script("report.py", "--methods", "3", "--tasks", "2", "--seeds", "2", "--json", "--check")

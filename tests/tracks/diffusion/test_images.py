@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdbench.tracks.diffusion.data.degrade import blur
-from kdbench.tracks.diffusion.evaluate.images import high_energy, high_error, psnr, ssim
+from kdbench.tracks.diffusion.evaluate.images import high_energy, high_error, patch_frechet, psnr, ssim
 
 
 def pair():
@@ -67,3 +67,15 @@ def test_error_of_energies_is_that_of_their_logarithms():
     assert high_error(x, x).tolist() == [0, 0, 0]
     assert high_error(x * 2**0.5, x).tolist() == pytest.approx([math.log(2)] * 3)
     assert (high_error(blur(x, 2.0), x) > 1).all()
+
+
+def test_patches_of_blurred_and_of_noisy_images_are_unlike_those_of_others():
+    generator = torch.Generator().manual_seed(0)
+    first, second = (blur(torch.randn(200, 1, 32, 32, generator=generator), 1.0) for _ in range(2))
+    noise = 0.1 * torch.randn(first.shape, generator=generator)
+    alike = patch_frechet(first, second)
+    assert patch_frechet(first, first) == pytest.approx(0, abs=1e-9)
+    assert 0 < alike < 0.1 * patch_frechet(first + noise, second)
+    assert alike < 0.1 * patch_frechet(blur(first, 1.0), second)
+    # a shift of the mean counts as it is, once for each of the 64 pixels
+    assert patch_frechet(first + 0.5, first) == pytest.approx(64 * 0.25, rel=1e-6)

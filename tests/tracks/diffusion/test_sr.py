@@ -142,6 +142,8 @@ def test_measures_of_known_answers(sr, tmp_path):
     assert near.metrics["psnr"] == pytest.approx(60, abs=0.5)
     assert near.metrics["ssim"] > 0.99
     assert near.metrics["hf_error"] < 0.01
+    assert near.metrics["fd_patch"] == pytest.approx(64 * 0.002**2, rel=0.01)
+    assert plain["fd_patch"] > 1
     assert near.examples["psnr"].shape == (len(whole),)
     assert near.metrics["nfe"] == 0
 

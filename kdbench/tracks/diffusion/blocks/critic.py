@@ -29,7 +29,7 @@ LARGEST = 1e5
 """What infinite entries of a gradient become; undefined ones become 0 (released code of the SiD family)."""
 
 
-def denoising_loss(network: Denoiser, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
+def error_at(network: Denoiser, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
     """Mean of w(t) (D(x_t, t) - x)^2 over samples and their entries, at given times (B,) and noise.
 
     w is the weight of the process: 1 / t^2 + 1 / std^2 for ``Edm`` (DMD2, released code), that of the velocity's
@@ -44,9 +44,9 @@ def denoising_loss(network: Denoiser, x: Tensor, cond: Condition, t: Tensor, noi
 def fake_score_loss(
     network: Denoiser, x: Tensor, cond: Condition, levels: Levels, generator: torch.Generator
 ) -> Tensor:
-    """:func:`denoising_loss` of generated samples ``x`` at fresh levels and noise."""
+    """:func:`error_at` of generated samples ``x`` at fresh levels and noise."""
     t = levels.draw(len(x), generator).to(x)
-    return denoising_loss(network, x, cond, t, noise_like(x, generator))
+    return error_at(network, x, cond, t, noise_like(x, generator))
 
 
 class Critic:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdbench.tracks.diffusion.batches import Batch, Draw
 from kdbench.tracks.diffusion.blocks.backward import Reached
-from kdbench.tracks.diffusion.blocks.critic import denoising_loss
+from kdbench.tracks.diffusion.blocks.critic import error_at
 from kdbench.tracks.diffusion.blocks.dmd import dmd_gradient, gradient_norm, predictions, pulled
 from kdbench.tracks.diffusion.blocks.fdiv import FDivergence, sample_weights
 from kdbench.tracks.diffusion.blocks.gan import accuracy, discriminator_loss, generator_loss, noised_logits
@@ -89,7 +89,7 @@ class WeightedMatching(Matching):
         if self.notes is not None:
             self.notes.add(gan_accuracy=accuracy(positive, fake))
         return {
-            "score": denoising_loss(self.critic.network, x, cond, t, noise),
+            "score": error_at(self.critic.network, x, cond, t, noise),
             "gan": self.judge.critic_weight * discriminator_loss(positive, fake),
         }
 

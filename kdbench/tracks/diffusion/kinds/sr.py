@@ -17,7 +17,7 @@ from kdbench.tracks.diffusion.data import photos
 from kdbench.tracks.diffusion.data.degrade import lowered, magnified
 from kdbench.tracks.diffusion.data.specs import SrData
 from kdbench.tracks.diffusion.evaluate import grids
-from kdbench.tracks.diffusion.evaluate.images import high_error, psnr, ssim
+from kdbench.tracks.diffusion.evaluate.images import high_error, patch_frechet, psnr, ssim
 from kdbench.tracks.diffusion.kinds.base import Kind, Split
 from kdbench.tracks.diffusion.samplers.base import Sampled, Sampler
 
@@ -82,8 +82,10 @@ class SuperResolution(Kind):
 
     # --- measures -----------------------------------------------------------------------------------------------------
 
-    def compare(self, task: DiffusionTask, sampler: Sampler, split: str) -> tuple[dict[str, Tensor], Sampled]:
-        """Measures of one sample for each patch of a split, (N,) each, and the samples."""
+    def compare(
+        self, task: DiffusionTask, sampler: Sampler, split: str
+    ) -> tuple[dict[str, float], dict[str, Tensor], Sampled]:
+        """Metrics of one sample for each patch of a split, what they are means of, (N,) each, and the samples."""
         whole = self.split(split)
         usual = task.spec.evaluation.samples if split == "test" else task.spec.evaluation.val_samples
         sampled = self.samples(sampler, min(usual, len(whole)), split, task.device)
@@ -95,16 +97,16 @@ class SuperResolution(Kind):
             "ssim": ssim(x, wanted),
             "hf_error": high_error(x, wanted),
         }
-        return values, sampled
+        metrics = {name: float(value.mean()) for name, value in values.items()}
+        return metrics | {"fd_patch": patch_frechet(x, wanted)}, values, sampled
 
     def validate(self, task: DiffusionTask, sampler: Sampler) -> dict[str, float]:
-        values, _ = self.compare(task, sampler, "val")
-        return {name: float(value.mean()) for name, value in values.items()}
+        return self.compare(task, sampler, "val")[0]
 
     def measure(self, task: DiffusionTask, sampler: Sampler) -> Scores:
-        """psnr (dB), psnr_gain over bicubic interpolation (dB), ssim, hf_error (nepers), nfe."""
-        values, sampled = self.compare(task, sampler, "test")
-        metrics = {name: float(value.mean()) for name, value in values.items()} | {"nfe": sampled.nfe}
+        """fd_patch, psnr (dB), psnr_gain over bicubic interpolation (dB), ssim, hf_error (nepers), nfe."""
+        metrics, values, sampled = self.compare(task, sampler, "test")
+        metrics["nfe"] = sampled.nfe
         grids.keep(task, self.pictures(task, sampled, self.split("test").cond[: len(sampled.x)]))
         return Scores(metrics, {name: value.numpy() for name, value in values.items()})
 
