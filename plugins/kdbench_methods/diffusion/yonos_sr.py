@@ -15,11 +15,12 @@ predicts is a target that belongs to the noise level. So magnifications rise one
 ``scales`` with the last one alone is direct training with as many steps. All steps are charged, those of the first
 scale and of the discriminator, too.
 
-``evaluate`` adds, of the denoiser without its decoder, PSNR, SSIM, error of the high frequencies and distance of patches
-at 1, 2, 4 and 15 steps of DDIM (``psnr_1``, ...), what one step loses against 15 (``psnr_15_gain``), and how far targets
-are from the prediction at the noisier half of the levels: of the teacher (``target_spread``), of the sharp image
-(``truth_spread``) and their ratio (``spread_ratio``), on validation data. At this scale networks work on pixels, the decoder
-is three convolutions, the perceptual features are random, and one step of a small network is close to the mean of all answers.
+``evaluate`` adds, of the denoiser without its decoder, PSNR, SSIM, error of the high frequencies and distance of
+patches at 1, 2, 4 and 15 steps of DDIM (``psnr_1``, ...), what one step loses against 15 (``psnr_15_gain``), and how
+far targets are from the prediction at the noisier half of the levels: of the teacher (``target_spread``), of the sharp
+image (``truth_spread``) and their ratio (``spread_ratio``), on validation data. At this scale networks work on pixels,
+the decoder is three convolutions, the perceptual features are random, and one step of a small network is close to the
+mean of all answers.
 """
 
 import json

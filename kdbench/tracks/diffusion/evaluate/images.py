@@ -75,10 +75,10 @@ def high_error(x: Tensor, target: Tensor, cutoff: float = 0.25) -> Tensor:
 
 
 def patch_frechet(x: Tensor, target: Tensor) -> float:
-    """Fréchet distance of the pixels of all patches of 8 x 8 pixels, half overlapping, of two sets of images; 0 or more.
+    """Fréchet distance of the pixels of all patches of 8 x 8 pixels, half overlapping, of two sets of images.
 
-    Mean and covariance of patches hold the energy at every frequency of up to 8 pixels. Blurred images lack some of it and
-    noisy ones have it in the wrong places, whichever of them are nearer to the target pixel by pixel.
+    0 or more. Mean and covariance of patches hold the energy at every frequency of up to 8 pixels: blurred images lack
+    some of it and noisy ones have it in the wrong places, whichever of them are nearer to the target pixel by pixel.
     """
 
     def patches(images: Tensor) -> Tensor:
