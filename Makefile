@@ -48,9 +48,10 @@ format: .venv/dev  ## let ruff format and fix
 	$(BIN)/ruff format .
 
 teachers: .venv/run  ## train teachers that the tracks should ship and do not (an hour where all are missing)
-	for track in vision llm decoding diffusion; do \
+	for track in vision llm decoding diffusion reasoning_rl dllm dataset_distillation policy; do \
 	  $(BIN)/python -m kdbench.training.packs $$track kdbench/tracks/$$track/packs --kind teacher --kind table --kind gap || exit 1; \
 	done
+	$(BIN)/python -m kdbench.training.packs dataset_distillation kdbench/tracks/dataset_distillation/packs --scale cpu --least-seconds 8 --kind teacher --kind whole --kind reference
 
 clean:  ## remove the environment and what tools left; results stay
 	rm -rf .venv build dist docs/_build docs/methods .mypy_cache .ruff_cache .pytest_cache

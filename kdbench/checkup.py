@@ -30,6 +30,7 @@ EXTRAS = {
     "diffusion": "pretrained teachers of the track diffusion, through diffusers",
     "docs": "the pages of docs/, with make docs",
     "gpu": "memory and other users of NVIDIA GPUs, without starting CUDA",
+    "policy": "environments of gymnasium in the track policy",
     "quantize": "teachers with weights in 8 or 4 bits",
     "ray": "executor: ray",
     "report": "kdbench report",

@@ -215,7 +215,7 @@ def test_names_resolve_with_and_without_track(drop):
         ("taed", None, "there is no method 'taed' (did you mean 'taid'"),
         ("llm/taed", None, "there is no method 'taed' in the track 'llm' (did you mean 'taid'"),
         ("taid", "vision", "there is no method 'taid' in the track 'vision' (there is llm/taid)"),
-        ("lm/taid", None, "there is no track 'lm' (did you mean 'llm'?)"),
+        ("lm/taid", None, "there is no track 'lm' (did you mean 'llm'"),
     ],
 )
 def test_unknown_names_are_told_with_a_suggestion(name, track, message):

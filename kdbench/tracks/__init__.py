@@ -7,15 +7,19 @@ from pathlib import Path
 
 from kdbench import hookimpl
 from kdbench.track import Track
+from kdbench.tracks.dataset_distillation import TRACK as DATASET_DISTILLATION
 from kdbench.tracks.decoding import TRACK as DECODING
 from kdbench.tracks.diffusion import TRACK as DIFFUSION
+from kdbench.tracks.dllm import TRACK as DLLM
 from kdbench.tracks.llm import TRACK as LLM
+from kdbench.tracks.policy import TRACK as POLICY
+from kdbench.tracks.reasoning_rl import TRACK as REASONING_RL
 from kdbench.tracks.vision import TRACK as VISION
 
 
 @hookimpl
 def kdbench_tracks() -> Sequence[Track]:
-    return VISION, LLM, DECODING, DIFFUSION
+    return VISION, LLM, DECODING, DIFFUSION, REASONING_RL, DLLM, DATASET_DISTILLATION, POLICY
 
 
 @hookimpl

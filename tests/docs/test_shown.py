@@ -157,7 +157,14 @@ def test_all_code_shown_is_a_file_that_is_tested():
         for path in re.findall(r"^```\{literalinclude\} (?:\.\./)*examples/(\S+)$", text, re.M)
     }
     tested = {"annealed_kd.py", "annealed.yaml", "own_loop.py", "notify.py", "first_run.py", "frame.py", "waves.yaml"}
-    tested |= {"own_draft.py", "own_generator.py"}
+    tested |= {
+        "own_draft.py",
+        "own_generator.py",
+        "own_reinforcement.py",
+        "own_unmasking.py",
+        "own_policy.py",
+        "own_set.py",
+    }
     tested |= {f"waves/{path.name}" for path in (EXAMPLES / "waves").iterdir() if path.is_file()}
     assert included <= tested
     assert {path.name for path in EXAMPLES.glob("*.*")} <= tested | {"wrong.yaml"}
@@ -168,7 +175,11 @@ def test_all_code_shown_is_a_file_that_is_tested():
     [
         ("own_loop", "vision/digits-fewlabel"),
         ("own_draft", "decoding/arith"),
+        ("own_reinforcement", "reasoning_rl/mixed"),
         ("own_generator", "diffusion/ring"),
+        ("own_unmasking", "dllm/fixed"),
+        ("own_policy", "policy/nav-bimodal"),
+        ("own_set", "dataset_distillation/digits"),
     ],
 )
 def test_a_method_of_ones_own_trains(example: str, task: str, tmp_path: Path):

@@ -15,9 +15,18 @@ from kdbench.spec import canonical_json
 from kdbench.suite import load_suite
 
 SUITES = Path(__file__).parents[2] / "suites"
-PAPERS = {"vision": 26, "llm": 17, "decoding": 5, "diffusion": 14}
+PAPERS = {
+    "vision": 26,
+    "llm": 17,
+    "decoding": 5,
+    "diffusion": 14,
+    "reasoning_rl": 5,
+    "dllm": 5,
+    "dataset_distillation": 4,
+    "policy": 5,
+}
 """Tracks with a suite, and how many papers each has."""
-SEEDS = {"diffusion": 3}
+SEEDS = {"diffusion": 3, "reasoning_rl": 3, "dllm": 3}
 """Of the suites that have not five."""
 
 pytestmark = pytest.mark.parametrize("track", PAPERS)

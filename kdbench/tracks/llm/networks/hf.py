@@ -68,15 +68,18 @@ def quantization(bits: str) -> Any:
     return TorchAoConfig(ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32)))
 
 
-def add_lora(model: nn.Module, hub: Hub) -> nn.Module:
-    """Wrap a model in low-rank adapters (Hu et al., ICLR 2022); only they require gradients."""
+def add_lora(model: nn.Module, hub: Hub, task_type: str | None = "CAUSAL_LM") -> nn.Module:
+    """Wrap a model in low-rank adapters (Hu et al., ICLR 2022); only they require gradients.
+
+    ``task_type`` is what peft expects of the model; None: nothing but a forward.
+    """
     from peft import LoraConfig, get_peft_model
 
     lora = hub.lora
     assert lora is not None
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type=task_type
     )
     if hub.gradient_checkpointing:
         model.enable_input_require_grads()

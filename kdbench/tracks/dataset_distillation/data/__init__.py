@@ -1,0 +1,1 @@
+"""Data of the track, made or read from packages when a task asks for them."""

@@ -1,0 +1,1 @@
+"""What ``train`` returns: distilled data sets, one module a form."""

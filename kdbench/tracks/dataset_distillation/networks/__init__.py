@@ -1,0 +1,1 @@
+"""Networks that distilled data are trained on, committees and experts."""

@@ -1,0 +1,1 @@
+"""What problems of the track are made of."""

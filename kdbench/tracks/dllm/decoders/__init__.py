@@ -1,0 +1,1 @@
+"""Ways to write with a mask predictor: what methods return."""

@@ -1,0 +1,28 @@
+"""Kinds of problems: how their splits are made and how responses are checked.
+
+To add one: a model of its data in :mod:`kdbench.tracks.dllm.data.specs`, a subclass of
+:class:`~kdbench.tracks.dllm.kinds.base.Kind` in a module here, and its line below.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdbench.tracks.dllm.kinds.base import Kind
+
+KINDS = {
+    "lists": "kdbench.tracks.dllm.kinds.lists:Lists",
+    "squares": "kdbench.tracks.dllm.kinds.squares:Squares",
+    "arith": "kdbench.tracks.dllm.kinds.arith:Arith",
+    "hf-problems": "kdbench.tracks.dllm.kinds.hub:HubProblems",
+}
+"""``data.kind`` to module and class; imported when a task asks for it."""
+
+
+def kind_of(name: str) -> type[Kind]:
+    """The class of a value of ``data.kind``."""
+    module, _, cls = KINDS[name].partition(":")
+    found: type[Kind] = getattr(import_module(module), cls)
+    return found

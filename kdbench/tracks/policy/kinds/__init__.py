@@ -1,0 +1,24 @@
+"""What each family of worlds says of data, students and scores."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from kdbench.tracks.policy.kinds.base import Kind
+
+KINDS = {
+    "nav": "kdbench.tracks.policy.kinds.nav:NavKind",
+    "desk": "kdbench.tracks.policy.kinds.desk:DeskKind",
+    "gym": "kdbench.tracks.policy.kinds.gym:GymKind",
+    "bandits": "kdbench.tracks.policy.kinds.offline:OfflineKind",
+    "lake": "kdbench.tracks.policy.kinds.offline:OfflineKind",
+    "mdps": "kdbench.tracks.policy.kinds.online:OnlineKind",
+}
+"""``module:class`` by kind of world."""
+
+
+def kind_of(name: str) -> type[Kind]:
+    """The class for a kind of world."""
+    module, _, attribute = KINDS[name].partition(":")
+    found: type[Kind] = getattr(import_module(module), attribute)
+    return found

@@ -1,0 +1,1 @@
+"""Simulators: batched, seeded per episode, with exact resets."""

@@ -1,0 +1,1 @@
+"""What several methods of the track share: rollouts, scores under other contexts, handles of teachers, edits."""
