@@ -42,7 +42,7 @@ class Buffer(SpecModel):
 class Evaluation(SpecModel):
     """How distilled data are scored: fresh networks learn from them, AdamW, cosine."""
 
-    updates: int = Field(400, ge=1)
+    updates: int = Field(300, ge=1)
     """Optimizer steps, whatever the size of the set; the network of the last one counts."""
     batch_size: int = Field(50, ge=2)
     lr: float = Field(3e-3, gt=0)

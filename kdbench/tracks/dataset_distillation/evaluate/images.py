@@ -92,14 +92,18 @@ def _random(task: DDTask, run: int) -> tuple[Tensor, Tensor]:
 
 
 def control(task: DDTask, labelling: Labelling, *, augmented: bool) -> float:
-    """Test accuracy of random real subsets with a labelling, mean over the runs; kept in the cache."""
+    """Test accuracy of random real subsets with a labelling, kept in the cache.
+
+    The mean over the runs; of one run where the images are not augmented as the headline's are.
+    """
     spec, test = task.spec, task.split("test")
+    runs = spec.evaluation.runs if augmented == spec.evaluation.augment else 1
     members = [spec.committee_keys()[member] for member in labelling.members]
     key = spec.scores_key("control", labelling=asdict(labelling), augmented=augmented, members=members)
 
     def make() -> dict[str, float]:
         found = []
-        for run in range(spec.evaluation.runs):
+        for run in range(runs):
             images, classes = _random(task, run)
             network = learn(
                 task,
