@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -33,6 +33,7 @@ from kdbench.store.spool import CURVE
 from kdbench.training import loop
 
 if TYPE_CHECKING:
+    from kdbench.track import Track
     from kdbench.training.checkpoint import Checkpoints
     from kdbench.training.loop import FitResult, Loss
     from kdbench.training.state import Stateful
@@ -68,6 +69,8 @@ class Rng(np.random.Generator):
 class Task(ABC):
     """One standardized problem, as one job sees it."""
 
+    home: ClassVar[Track | None] = None
+    """The track of a class. What it ships, and what the tracks of its base classes do, is in the default cache."""
     checkpoints: Checkpoints | None = None
     """Where :meth:`fit` saves how far it is, for a job that is interrupted."""
     _parts: frozenset[str] = frozenset()
@@ -93,7 +96,7 @@ class Task(ABC):
         self.seed = seed
         self.method = method
         self.folder = folder
-        self.cache = cache if cache is not None else Cache()
+        self.cache = cache if cache is not None else Cache(packs=self._packs())
         self.device = torch.device(device)
         self.budget = Budget(spec.limits)
         self.phase: Phase = "train"
@@ -110,6 +113,11 @@ class Task(ABC):
         self._scores: dict[int, tuple[Any, Scores]] = {}
 
     # --- randomness -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _packs(cls) -> tuple[Path, ...]:
+        homes = [found for one in cls.__mro__ if (found := vars(one).get("home")) is not None]
+        return tuple(home.packs for home in homes if home.packs is not None)
 
     def stream(self, purpose: str) -> int:
         """Seed of a random stream. ``init``, ``data`` and ``eval`` are shared by all methods of the task."""

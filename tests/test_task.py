@@ -170,3 +170,14 @@ def test_artifacts_live_in_the_folder_of_the_job(tmp_path):
 def test_parameters_are_counted_once():
     shared = nn.Linear(3, 3, bias=False)
     assert count_parameters(nn.Sequential(shared, shared)) == 9
+
+
+def test_the_default_cache_has_the_packs_of_the_track_and_of_those_it_stands_on():
+    from kdbench.tracks.decoding import TRACK as DECODING
+    from kdbench.tracks.decoding.task import DecodingTask
+    from kdbench.tracks.llm import TRACK as LLM
+    from kdbench.tracks.llm.task import LLMTask
+
+    assert Task._packs() == ()
+    assert LLMTask._packs() == (LLM.packs,)
+    assert DecodingTask._packs() == (DECODING.packs, LLM.packs)

@@ -7,15 +7,15 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kdbench.cache import Cache
 from kdbench.errors import JobError
 from kdbench.task import Scores, Task
+from kdbench.track import Track
 from kdbench.tracks.dataset_distillation import TRACK
 from kdbench.tracks.dataset_distillation.blocks.epochs import Reals
 from kdbench.tracks.dataset_distillation.blocks.labelling import Labelling
@@ -36,11 +36,7 @@ class DDTask(Task):
     """
 
     spec: DDSpec
-
-    def __init__(self, spec: DDSpec, *, cache: Cache | None = None, **rest: Any) -> None:
-        """See :class:`kdbench.task.Task`; without ``cache`` the default one with the track's pack is used."""
-        packs = (TRACK.packs,) if TRACK.packs is not None else ()
-        super().__init__(spec, cache=cache if cache is not None else Cache(packs=packs), **rest)
+    home: ClassVar[Track] = TRACK
 
     # --- data -----------------------------------------------------------------------------------------------------
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
-from kdbench.cache import Cache
 from kdbench.errors import JobError
 from kdbench.task import Scores, Task
+from kdbench.track import Track
 from kdbench.tracks.diffusion import TRACK, gate, teachers
 from kdbench.tracks.diffusion.batches import Draws, Reals, Turns, drawer
 from kdbench.tracks.diffusion.kinds import kind_of
@@ -32,11 +32,7 @@ class DiffusionTask(Task):
     """
 
     spec: DiffusionSpec
-
-    def __init__(self, spec: DiffusionSpec, *, cache: Cache | None = None, **rest: Any) -> None:
-        """See :class:`kdbench.task.Task`; without ``cache`` the default one with the track's pack is used."""
-        packs = (TRACK.packs,) if TRACK.packs is not None else ()
-        super().__init__(spec, cache=cache if cache is not None else Cache(packs=packs), **rest)
+    home: ClassVar[Track] = TRACK
 
     # --- data -----------------------------------------------------------------------------------------------------
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError
 from kdbench.task import Scores, Task, seed_of
+from kdbench.track import Track
 from kdbench.tracks.dllm import TRACK, gate, teachers
 from kdbench.tracks.dllm.batches import Batch, Prompts, Rows
 from kdbench.tracks.dllm.blocks.trajectories import Trajectories
@@ -34,11 +34,7 @@ class DllmTask(Task):
     """
 
     spec: DllmSpec
-
-    def __init__(self, spec: DllmSpec, *, cache: Cache | None = None, **rest: Any) -> None:
-        """See :class:`kdbench.task.Task`; without ``cache`` the default one with the track's pack is used."""
-        packs = (TRACK.packs,) if TRACK.packs is not None else ()
-        super().__init__(spec, cache=cache if cache is not None else Cache(packs=packs), **rest)
+    home: ClassVar[Track] = TRACK
 
     # --- data -----------------------------------------------------------------------------------------------------
 

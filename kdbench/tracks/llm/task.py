@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError
 from kdbench.losses.tokens import IGNORE
 from kdbench.task import Scores, Task, seed_of
@@ -36,10 +35,8 @@ class LLMTask(Task):
     spec: LLMSpec
     home: ClassVar[Track] = TRACK
 
-    def __init__(self, spec: LLMSpec, *, cache: Cache | None = None, **rest: Any) -> None:
-        """See :class:`kdbench.task.Task`; without ``cache`` the default one with the track's pack is used."""
-        packs = tuple(track.packs for track in (self.home, TRACK) if track.packs is not None)
-        super().__init__(spec, cache=cache if cache is not None else Cache(packs=packs), **rest)
+    def __init__(self, spec: LLMSpec, **rest: Any) -> None:
+        super().__init__(spec, **rest)
         # not on the model: a checkpoint could not tell whether a tokenizer that hangs there changes
         self._adopted: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 

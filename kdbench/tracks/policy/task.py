@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
 
-from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError
 from kdbench.task import Scores, Task
+from kdbench.track import Track
 from kdbench.tracks.policy import TRACK
 from kdbench.tracks.policy.batches import Episodes
 from kdbench.tracks.policy.blocks.logged import Logged
@@ -36,11 +36,7 @@ class PolicyTask(Task):
     """
 
     spec: PolicySpec
-
-    def __init__(self, spec: PolicySpec, *, cache: Cache | None = None, **rest: Any) -> None:
-        """See :class:`kdbench.task.Task`; without ``cache`` the default one with the track's pack is used."""
-        packs = (TRACK.packs,) if TRACK.packs is not None else ()
-        super().__init__(spec, cache=cache if cache is not None else Cache(packs=packs), **rest)
+    home: ClassVar[Track] = TRACK
 
     @cached_property
     def kind(self) -> Kind:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError, OverBudget, TestDataError, did_you_mean
 from kdbench.task import Scores, Task
-from kdbench.tracks.vision import PACKS, data, metrics, saving, spaces, streams, teachers
+from kdbench.track import Track
+from kdbench.tracks.vision import TRACK, data, metrics, saving, spaces, streams, teachers
 from kdbench.tracks.vision.batches import Batch, Batches, Split
 from kdbench.tracks.vision.derived import FewClass, LongTail, MultiDomain, PseudoDomain, Webly
 from kdbench.tracks.vision.models import Classifier, Taps, build
@@ -38,8 +38,10 @@ class VisionTask(Task):
 
     spec: VisionSpec
 
-    def __init__(self, spec: VisionSpec, *, cache: Cache | None = None, **rest: Any) -> None:
-        super().__init__(spec, cache=cache if cache is not None else Cache(packs=(PACKS,)), **rest)
+    home: ClassVar[Track] = TRACK
+
+    def __init__(self, spec: VisionSpec, **rest: Any) -> None:
+        super().__init__(spec, **rest)
         self._dataset: data.Dataset | None = None
         self._stream: streams.Files | None = None
         self._splits: dict[str, Split] = {}
