@@ -21,7 +21,7 @@ from kdbench.tracks.dataset_distillation.blocks.epochs import Reals
 from kdbench.tracks.dataset_distillation.blocks.labelling import Labelling
 from kdbench.tracks.dataset_distillation.blocks.store import Store
 from kdbench.tracks.dataset_distillation.blocks.trainer import epochs_of
-from kdbench.tracks.dataset_distillation.distilled.base import Distilled, distilled_of_kind
+from kdbench.tracks.dataset_distillation.distilled.base import Distilled
 from kdbench.tracks.dataset_distillation.kinds import kind_of
 from kdbench.tracks.dataset_distillation.kinds.base import Kind
 from kdbench.tracks.dataset_distillation.spec import DDSpec
@@ -233,4 +233,4 @@ class DDTask(Task):
     def load(self, folder: Path) -> Distilled:
         """A distilled set that :meth:`save` wrote."""
         kind = json.loads((folder / "kdbench.json").read_text())["distilled"]
-        return distilled_of_kind(kind).load(folder, self)
+        return Distilled.of_kind(kind).load(folder, self)

@@ -20,7 +20,7 @@ from kdbench.tracks.decoding.blocks.acceptance import alpha_exact
 from kdbench.tracks.decoding.data.pictures import pictures_of, with_pictures
 from kdbench.tracks.decoding.data.specs import ScenesData
 from kdbench.tracks.decoding.decoders.autoregressive import Autoregressive
-from kdbench.tracks.decoding.decoders.base import Decoded, Decoder, decoder_of_kind
+from kdbench.tracks.decoding.decoders.base import Decoded, Decoder
 from kdbench.tracks.decoding.spec import DecodingSpec, Vlm
 from kdbench.tracks.llm.data.encoding import TextBatch
 from kdbench.tracks.llm.generation import Prompts, Responses, as_batch
@@ -226,7 +226,7 @@ class DecodingTask(LLMTask):
     def load(self, folder: Path) -> Decoder:
         """A decoder that :meth:`save` wrote."""
         kind = json.loads((folder / "kdbench.json").read_text())["decoder"]
-        return decoder_of_kind(kind).load(folder, self)
+        return Decoder.of_kind(kind).load(folder, self)
 
     def load_network(self, folder: Path) -> nn.Module:
         """A causal language model that a decoder has saved, in eval mode on the task's device."""

@@ -18,7 +18,7 @@ from kdbench.tracks.diffusion.kinds import kind_of
 from kdbench.tracks.diffusion.kinds.base import Kind, Split
 from kdbench.tracks.diffusion.networks.base import Denoiser
 from kdbench.tracks.diffusion.processes import Process
-from kdbench.tracks.diffusion.samplers.base import Sampled, Sampler, sampler_of_kind
+from kdbench.tracks.diffusion.samplers.base import Sampled, Sampler
 from kdbench.tracks.diffusion.samplers.solvers import Solver
 from kdbench.tracks.diffusion.spec import CodesTeacher, DiffusionSpec, Exact, Hub
 from kdbench.training.loaders import Order
@@ -204,4 +204,4 @@ class DiffusionTask(Task):
     def load(self, folder: Path) -> Sampler:
         """A sampler that :meth:`save` wrote."""
         kind = json.loads((folder / "kdbench.json").read_text())["sampler"]
-        return sampler_of_kind(kind).load(folder, self)
+        return Sampler.of_kind(kind).load(folder, self)

@@ -16,7 +16,7 @@ from kdbench.track import Track
 from kdbench.tracks.dllm import TRACK, gate, teachers
 from kdbench.tracks.dllm.batches import Batch, Prompts, Rows
 from kdbench.tracks.dllm.blocks.trajectories import Trajectories
-from kdbench.tracks.dllm.decoders.base import Decoder, decoder_of_kind
+from kdbench.tracks.dllm.decoders.base import Decoder
 from kdbench.tracks.dllm.decoders.policy import PolicyDecoder
 from kdbench.tracks.dllm.decoding import Written, joined
 from kdbench.tracks.dllm.kinds import kind_of
@@ -238,4 +238,4 @@ class DllmTask(Task):
     def load(self, folder: Path) -> Decoder:
         """A decoder that :meth:`save` wrote."""
         kind = json.loads((folder / "kdbench.json").read_text())["decoder"]
-        return decoder_of_kind(kind).load(folder, self)
+        return Decoder.of_kind(kind).load(folder, self)

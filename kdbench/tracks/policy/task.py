@@ -20,7 +20,7 @@ from kdbench.tracks.policy.blocks.logged import Logged
 from kdbench.tracks.policy.blocks.sessions import Session, explored
 from kdbench.tracks.policy.kinds import kind_of
 from kdbench.tracks.policy.kinds.base import Kind
-from kdbench.tracks.policy.policies.base import Learned, Policy, Privileged, learned_of_kind
+from kdbench.tracks.policy.policies.base import Learned, Policy, Privileged
 from kdbench.tracks.policy.policies.tabular import Exploration
 from kdbench.tracks.policy.rollouts import Rollout
 from kdbench.tracks.policy.spec import PolicySpec
@@ -197,4 +197,4 @@ class PolicyTask(Task):
     def load(self, folder: Path) -> Learned:
         """A policy that :meth:`save` wrote."""
         kind = json.loads((folder / "kdbench.json").read_text())["policy"]
-        return learned_of_kind(kind).load(folder, self)
+        return Learned.of_kind(kind).load(folder, self)

@@ -14,7 +14,7 @@ from kdbench.registry import discover
 from kdbench.spec import Metric
 from kdbench.tracks.dataset_distillation.blocks.labelling import Labelling
 from kdbench.tracks.dataset_distillation.blocks.trainer import epochs_of, train_network
-from kdbench.tracks.dataset_distillation.distilled.base import distilled_of_kind
+from kdbench.tracks.dataset_distillation.distilled.base import Distilled
 from kdbench.tracks.dataset_distillation.distilled.images import ImageSet, expansion
 from kdbench.tracks.dataset_distillation.evaluate.images import control, references
 from kdbench.tracks.dataset_distillation.evaluate.ranking import label_robust_score
@@ -136,8 +136,8 @@ def test_a_saved_set_scores_the_same(make, tmp_path):
     assert loaded.labelling == labelling
     assert loaded.facts == {"a": 1.0}
     assert task.scores(loaded).metrics == found
-    with pytest.raises(ArtifactError, match="cannot be read here"):
-        distilled_of_kind("no such kind")
+    with pytest.raises(ArtifactError, match="no distilled set is of kind"):
+        Distilled.of_kind("no such kind")
 
 
 def test_shared_perturbations_are_added_and_counted(make):

@@ -10,7 +10,7 @@ import torch
 from kdbench.tracks.decoding.blocks import guesses
 from kdbench.tracks.decoding.blocks.guesses import Window
 from kdbench.tracks.decoding.decoders.autoregressive import Autoregressive
-from kdbench.tracks.decoding.decoders.base import decoder_of_kind
+from kdbench.tracks.decoding.decoders.base import Decoder
 from kdbench.tracks.decoding.decoders.jacobi import Jacobi, JacobiModel, jacobi
 from tests.helpers.causal import gpt2, llama
 
@@ -129,7 +129,7 @@ def test_decoders_are_read_as_they_were_saved(tmp_path):
     for decoder in (Jacobi(window), own):
         folder = tmp_path / decoder.kind
         decoder.save(folder)
-        again = decoder_of_kind(decoder.kind).load(folder, Task())
+        again = Decoder.of_kind(decoder.kind).load(folder, Task())
         assert type(again) is type(decoder)
         assert again.window == window
         target = llama(vocabulary=12, seed=3)

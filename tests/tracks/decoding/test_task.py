@@ -11,7 +11,7 @@ import torch
 from kdbench.errors import ArtifactError, TestDataError
 from kdbench.registry import Registry, discover
 from kdbench.tracks.decoding.decoders.autoregressive import Autoregressive
-from kdbench.tracks.decoding.decoders.base import Decoder, decoder_of_kind
+from kdbench.tracks.decoding.decoders.base import Decoder
 from kdbench.tracks.decoding.decoders.speculative import Speculative
 from kdbench.tracks.decoding.spec import DecodingGate
 from kdbench.tracks.decoding.task import DecodingTask
@@ -126,7 +126,7 @@ def test_a_bare_network_is_no_decoder(make):
 
 def test_unknown_kinds_of_decoders_are_said():
     with pytest.raises(ArtifactError, match="no decoder is of kind 'speculativ'"):
-        decoder_of_kind("speculativ")
+        Decoder.of_kind("speculativ")
 
 
 def test_two_decoders_cannot_have_the_same_kind():

@@ -11,7 +11,7 @@ from kdbench.errors import ArtifactError
 from kdbench.tracks.diffusion.conditions import Condition
 from kdbench.tracks.diffusion.networks.gmm import ExactDenoiser, Mixture
 from kdbench.tracks.diffusion.processes import Edm, Flow, Vp
-from kdbench.tracks.diffusion.samplers.base import sampler_of_kind
+from kdbench.tracks.diffusion.samplers.base import Sampler
 from kdbench.tracks.diffusion.samplers.fewstep import FewStep, next_state, one_step
 from kdbench.tracks.diffusion.samplers.reals import Reals
 from kdbench.tracks.diffusion.samplers.solvers import Solver, euler_step, heun_step
@@ -123,5 +123,5 @@ def test_real_samples_have_the_tokens_that_were_asked_for():
 
 
 def test_unknown_kinds_of_samplers_are_named():
-    with pytest.raises(ArtifactError, match=r"no sampler of kind 'nothing'.*few-step"):
-        sampler_of_kind("nothing")
+    with pytest.raises(ArtifactError, match=r"no sampler is of kind 'nothing'.*few-step"):
+        Sampler.of_kind("nothing")

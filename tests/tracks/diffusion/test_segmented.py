@@ -16,7 +16,7 @@ from kdbench.tracks.diffusion.blocks.stages import hinge, late_sample, rewards_o
 from kdbench.tracks.diffusion.conditions import Condition
 from kdbench.tracks.diffusion.networks.build import build, load_denoiser, save_denoiser
 from kdbench.tracks.diffusion.processes import Flow
-from kdbench.tracks.diffusion.samplers.base import sampler_of_kind
+from kdbench.tracks.diffusion.samplers.base import Sampler
 from kdbench.tracks.diffusion.spec import Mlp
 from tests.helpers.exact_task import CLASSES, exact_task
 
@@ -92,7 +92,7 @@ def test_samplers_of_every_number_of_steps(tmp_path, task):
     mixed = AnySteps({1: made, 2: other, 4: made}, grid, 4)
     task.place = lambda network: network
     mixed.save(tmp_path)
-    again = sampler_of_kind("any-steps").load(tmp_path, task)
+    again = Sampler.of_kind("any-steps").load(tmp_path, task)
     assert again.members[1] is again.members[4]
     for steps in (1, 2, 4):
         one, two = (kept.at(steps).sample(noise, cond, torch.Generator()).x for kept in (mixed, again))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdbench.tracks.dllm.decoding import View, decode
-from kdbench.tracks.dllm.policies.base import policy_of_kind
+from kdbench.tracks.dllm.policies.base import DecodingPolicy
 from kdbench.tracks.dllm.policies.basic import Threshold
 from kdbench.tracks.dllm.policies.cad import Adaptive
 from tests.tracks.dllm.conftest import EOS, MASK, VOCABULARY
@@ -87,6 +87,6 @@ def test_the_frontier_and_what_is_saved(tmp_path):
     assert [point.gamma for point in policy.sweep()] == [0.9, 0.85, 0.5]
     assert {(point.most, point.gate, point.cap) for point in policy.sweep()} == {(3, 0.25, 6)}
     policy.save(tmp_path)
-    again = policy_of_kind("cad").load(tmp_path)
+    again = DecodingPolicy.of_kind("cad").load(tmp_path)
     assert (again.gamma, again.most, again.gate, again.cap) == (0.85, 3, 0.25, 6)
     assert [point.gamma for point in again.sweep()] == [0.9, 0.85, 0.5]

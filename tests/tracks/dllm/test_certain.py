@@ -7,7 +7,7 @@ import math
 import torch
 
 from kdbench.tracks.dllm.decoding import decode
-from kdbench.tracks.dllm.policies.base import policy_of_kind
+from kdbench.tracks.dllm.policies.base import DecodingPolicy
 from kdbench.tracks.dllm.policies.basic import All, Threshold, TopK
 from kdbench.tracks.dllm.policies.certain import Certain
 from tests.tracks.dllm.conftest import VOCABULARY
@@ -34,4 +34,4 @@ def test_the_frontier_begins_with_the_most_careful_bound(tmp_path):
     policy = Certain(0.3, (1.0, 0.1))
     assert [point.nats for point in policy.sweep()] == [0.1, 0.3, 1.0]
     policy.save(tmp_path)
-    assert policy_of_kind("certain").load(tmp_path).nats == 0.3
+    assert DecodingPolicy.of_kind("certain").load(tmp_path).nats == 0.3

@@ -14,7 +14,7 @@ from kdbench.tracks.dllm.blocks.oracle import oracle_decode
 from kdbench.tracks.dllm.blocks.replay import Seen, parts, replay, verdicts
 from kdbench.tracks.dllm.decoders.policy import PolicyDecoder
 from kdbench.tracks.dllm.decoding import decode
-from kdbench.tracks.dllm.policies.base import DecodingPolicy, policy_of_kind
+from kdbench.tracks.dllm.policies.base import DecodingPolicy
 from kdbench.tracks.dllm.policies.basic import Threshold, TopK
 from kdbench.tracks.dllm.policies.filters import BlockFilter, Learned, block_confidence
 
@@ -93,7 +93,7 @@ def test_what_is_saved_writes_the_same(net, prompts, tmp_path):
     torch.manual_seed(1)
     policy = Learned(BlockFilter(4).double().requires_grad_(False), 0.45, (0.9, 0.3))
     policy.save(tmp_path)
-    again = policy_of_kind("learned").load(tmp_path)
+    again = DecodingPolicy.of_kind("learned").load(tmp_path)
     assert torch.equal(decode(net, prompts, policy, **OPTIONS).steps, decode(net, prompts, again, **OPTIONS).steps)
     assert [point.theta for point in again.sweep()] == [0.9, 0.45, 0.3]
     assert PolicyDecoder(net, again).networks().keys() == {"net", "filter"}

@@ -9,7 +9,7 @@ import torch
 
 from kdbench.errors import ArtifactError
 from kdbench.tracks.dllm.decoding import View
-from kdbench.tracks.dllm.policies.base import DecodingPolicy, policy_of_kind
+from kdbench.tracks.dllm.policies.base import DecodingPolicy
 from kdbench.tracks.dllm.policies.basic import All, Factor, Threshold, TopK
 from kdbench.tracks.dllm.policies.scores import best, first, ranks, score
 
@@ -90,13 +90,13 @@ def test_frontiers_begin_with_the_most_careful_and_have_the_policy_itself():
 @pytest.mark.parametrize("policy", [TopK(3, "margin"), Threshold(0.8, "entropy", (0.9, 0.5)), Factor(0.7), All()])
 def test_what_is_saved_is_the_same(policy, tmp_path):
     policy.save(tmp_path)
-    again = policy_of_kind(policy.kind).load(tmp_path)
+    again = DecodingPolicy.of_kind(policy.kind).load(tmp_path)
     assert chosen(again, view(PROBS)) == chosen(policy, view(PROBS))
     assert (again.kind, len(again.sweep())) == (policy.kind, len(policy.sweep()))
 
 
 def test_unknown_and_double_kinds_are_said():
     with pytest.raises(ArtifactError, match="no policy is of kind 'treshold'"):
-        policy_of_kind("treshold")
+        DecodingPolicy.of_kind("treshold")
     with pytest.raises(TypeError, match="both have a policy of kind 'topk'"):
         type("Other", (DecodingPolicy,), {"kind": "topk", "__module__": "elsewhere"})

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from kdbench.errors import ArtifactError, TestDataError
-from kdbench.tracks.dllm.decoders.base import decoder_of_kind
+from kdbench.tracks.dllm.decoders.base import Decoder
 from kdbench.tracks.dllm.decoders.causal import Causal
 from kdbench.tracks.dllm.decoders.freedave import Drafting, FreeDave
 from kdbench.tracks.dllm.decoders.oracle import OracleDecoder
@@ -125,7 +125,7 @@ def test_a_bare_network_is_no_decoder(make):
     with pytest.raises(ArtifactError, match="train returned None"):
         task.check(None)
     with pytest.raises(ArtifactError, match="no decoder is of kind 'polcy'"):
-        decoder_of_kind("polcy")
+        Decoder.of_kind("polcy")
 
 
 def test_a_task_that_says_nothing_says_why(make):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from kdbench.errors import ArtifactError, did_you_mean
 from kdbench.tracks.decoding.decoders.session import Counter
+from kdbench.training.kinds import OfKind
 
-__all__ = ["Counter", "Decoded", "Decoder", "decoder_of_kind", "save_network"]
+__all__ = ["Counter", "Decoded", "Decoder", "save_network"]
 
 
 @dataclass
@@ -39,20 +37,11 @@ class Decoded:
         return sum(map(len, self.tokens)) / max(1, sum(self.forwards))
 
 
-class Decoder(ABC):
+class Decoder(OfKind, ABC, noun="decoder", modules=["kdbench.tracks.decoding.decoders"]):
     """A way to decode with the task's target. Subclasses are found by their :attr:`kind` when they are loaded."""
 
-    kind: ClassVar[str] = ""
     own_target: ClassVar[bool] = False
     """Whether it writes with a model of its own, so that nothing is lossless with respect to the task's target."""
-    kinds: ClassVar[dict[str, type[Decoder]]] = {}
-
-    def __init_subclass__(cls, **rest: Any) -> None:
-        super().__init_subclass__(**rest)
-        if cls.kind:
-            known = Decoder.kinds.setdefault(cls.kind, cls)
-            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise TypeError(f"{known.__module__} and {cls.__module__} both have a decoder of kind {cls.kind!r}")
 
     @abstractmethod
     def decode(
@@ -90,17 +79,3 @@ def save_network(network: Any, folder: Path) -> None:
     if hasattr(network, "merge_and_unload"):
         network = deepcopy(network).merge_and_unload()
     network.save_pretrained(folder)
-
-
-def decoder_of_kind(kind: str) -> type[Decoder]:
-    """The class of a saved decoder: of the track's own modules, or of a plugin that has been imported.
-
-    Raises ``ArtifactError`` for a kind that none of them defines.
-    """
-    package = import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        import_module(f"{__package__}.{module.name}")
-    if kind not in Decoder.kinds:
-        hint = did_you_mean(kind, sorted(Decoder.kinds), label="kinds")
-        raise ArtifactError(f"no decoder is of kind {kind!r}; {hint}")
-    return Decoder.kinds[kind]

@@ -7,7 +7,7 @@ here, and its line below.
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +27,5 @@ KINDS = {
 
 def kind_of(name: str) -> type[Kind]:
     """The class of a value of ``data.kind``."""
-    module, _, cls = KINDS[name].partition(":")
-    found: type[Kind] = getattr(import_module(module), cls)
+    found: type[Kind] = resolve_name(KINDS[name])
     return found

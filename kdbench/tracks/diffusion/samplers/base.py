@@ -6,20 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.errors import ArtifactError
 from kdbench.tracks.diffusion.conditions import Condition
+from kdbench.training.kinds import OfKind
 
 if TYPE_CHECKING:
     from kdbench.tracks.diffusion.task import DiffusionTask
-
-KINDS: dict[str, type[Sampler]] = {}
 
 
 @dataclass
@@ -34,16 +31,15 @@ class Sampled:
     """``(B, *shape)`` states from the prior to the sample."""
 
 
-class Sampler(ABC):
+MODULES = (
+    "kdbench.tracks.diffusion.blocks.anysteps",
+    "kdbench.tracks.diffusion.samplers",
+)
+"""Where the track's own kinds are; the block of a method is added where a paper has a kind there."""
+
+
+class Sampler(OfKind, ABC, noun="sampler", modules=MODULES):
     """Draws samples."""
-
-    kind: ClassVar[str]
-    """Name that saved samplers are found by."""
-
-    def __init_subclass__(cls, **rest: Any) -> None:
-        super().__init_subclass__(**rest)
-        if "kind" in vars(cls):
-            KINDS[cls.kind] = cls
 
     @abstractmethod
     def draw(self, noise: Tensor, cond: Condition, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
@@ -102,24 +98,3 @@ def counting(networks: list[nn.Module]) -> Iterator[Count]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-MODULES = (
-    "kdbench.tracks.diffusion.blocks.anysteps",
-    "kdbench.tracks.diffusion.samplers.decoded",
-    "kdbench.tracks.diffusion.samplers.fewstep",
-    "kdbench.tracks.diffusion.samplers.maps",
-    "kdbench.tracks.diffusion.samplers.reals",
-    "kdbench.tracks.diffusion.samplers.sequences",
-    "kdbench.tracks.diffusion.samplers.solvers",
-)
-"""Modules with the track's own kinds; those of a method's block are added where a paper has one."""
-
-
-def sampler_of_kind(kind: str) -> type[Sampler]:
-    """The class of a saved sampler. Raises ``ArtifactError`` for a kind that there is not."""
-    for module in MODULES:
-        import_module(module)
-    if kind not in KINDS:
-        raise ArtifactError(f"there is no sampler of kind {kind!r}; known are {', '.join(sorted(KINDS))}")
-    return KINDS[kind]

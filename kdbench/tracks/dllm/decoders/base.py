@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import json
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from kdbench.errors import ArtifactError, did_you_mean
 from kdbench.tracks.dllm.batches import Prompts
 from kdbench.tracks.dllm.decoding import Written
+from kdbench.training.kinds import OfKind
 
 if TYPE_CHECKING:
     from kdbench.tracks.dllm.task import DllmTask
 
-__all__ = ["Decoder", "Written", "decoder_of_kind", "load_predictor", "save_predictor"]
+__all__ = ["Decoder", "Written", "load_predictor", "save_predictor"]
 
 
-class Decoder(ABC):
+class Decoder(OfKind, ABC, noun="decoder", modules=["kdbench.tracks.dllm.decoders"]):
     """A way to write. Subclasses are found by their :attr:`kind` when they are loaded."""
-
-    kind: ClassVar[str] = ""
-    kinds: ClassVar[dict[str, type[Decoder]]] = {}
-
-    def __init_subclass__(cls, **rest: Any) -> None:
-        super().__init_subclass__(**rest)
-        if cls.kind:
-            known = Decoder.kinds.setdefault(cls.kind, cls)
-            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise TypeError(f"{known.__module__} and {cls.__module__} both have a decoder of kind {cls.kind!r}")
 
     @abstractmethod
     def decode(
@@ -80,14 +68,3 @@ def load_predictor(folder: Path, task: DllmTask) -> nn.Module:
         return teacher
     net: nn.Module = task.place(load_network(folder, task.spec)).eval()
     return net
-
-
-def decoder_of_kind(kind: str) -> type[Decoder]:
-    """The class of a saved decoder. Raises ``ArtifactError`` for a kind that there is not."""
-    package = import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        import_module(f"{__package__}.{module.name}")
-    if kind not in Decoder.kinds:
-        hint = did_you_mean(kind, sorted(Decoder.kinds), label="kinds")
-        raise ArtifactError(f"no decoder is of kind {kind!r}; {hint}")
-    return Decoder.kinds[kind]

@@ -13,7 +13,7 @@ from torch import nn
 from kdbench.tracks.dllm.batches import Prompts
 from kdbench.tracks.dllm.decoders.base import Decoder, load_predictor, save_predictor
 from kdbench.tracks.dllm.decoding import Stop, Written, decode
-from kdbench.tracks.dllm.policies.base import DecodingPolicy, policy_of_kind
+from kdbench.tracks.dllm.policies.base import DecodingPolicy
 
 if TYPE_CHECKING:
     from kdbench.tracks.dllm.task import DllmTask
@@ -62,6 +62,7 @@ class PolicyDecoder(Decoder):
     def load(cls, folder: Path, task: DllmTask) -> PolicyDecoder:
         facts = json.loads((folder / "decoding.json").read_text())
         policies = [
-            policy_of_kind(kind).load(folder / f"policy-{number}") for number, kind in enumerate(facts["policies"])
+            DecodingPolicy.of_kind(kind).load(folder / f"policy-{number}")
+            for number, kind in enumerate(facts["policies"])
         ]
         return cls(load_predictor(folder / "net", task), policies[0], policies[1:], facts["stop"])

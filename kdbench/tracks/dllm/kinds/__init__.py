@@ -6,7 +6,7 @@ To add one: a model of its data in :mod:`kdbench.tracks.dllm.data.specs`, a subc
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +23,5 @@ KINDS = {
 
 def kind_of(name: str) -> type[Kind]:
     """The class of a value of ``data.kind``."""
-    module, _, cls = KINDS[name].partition(":")
-    found: type[Kind] = getattr(import_module(module), cls)
+    found: type[Kind] = resolve_name(KINDS[name])
     return found

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import json
-import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import asdict, fields, is_dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from kdbench.errors import ArtifactError, did_you_mean
+from kdbench.training.kinds import OfKind
 
 if TYPE_CHECKING:
     from kdbench.tracks.dllm.decoding import View
 
 
-class DecodingPolicy(ABC):
+class DecodingPolicy(OfKind, ABC, noun="policy", modules=["kdbench.tracks.dllm.policies"]):
     """Chooses what is committed. Subclasses are frozen dataclasses of plain values, found by their :attr:`kind`."""
-
-    kind: ClassVar[str] = ""
-    kinds: ClassVar[dict[str, type[DecodingPolicy]]] = {}
-
-    def __init_subclass__(cls, **rest: Any) -> None:
-        super().__init_subclass__(**rest)
-        if cls.kind:
-            known = DecodingPolicy.kinds.setdefault(cls.kind, cls)
-            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise TypeError(f"{known.__module__} and {cls.__module__} both have a policy of kind {cls.kind!r}")
 
     @abstractmethod
     def commit(self, view: View) -> Tensor:
@@ -56,15 +44,3 @@ class DecodingPolicy(ABC):
         assert is_dataclass(cls)
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
-
-
-def policy_of_kind(kind: str) -> type[DecodingPolicy]:
-    """The class of a saved policy. Raises ``ArtifactError`` for a kind that there is not."""
-    package = import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        import_module(f"{__package__}.{module.name}")
-    if kind not in DecodingPolicy.kinds:
-        raise ArtifactError(
-            f"no policy is of kind {kind!r}; {did_you_mean(kind, sorted(DecodingPolicy.kinds), label='kinds')}"
-        )
-    return DecodingPolicy.kinds[kind]

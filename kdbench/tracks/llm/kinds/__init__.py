@@ -7,7 +7,7 @@ its line below.
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +33,5 @@ KINDS = {
 
 def load_kind(path: str) -> type[Kind]:
     """The class at ``module:Class``."""
-    module, _, cls = path.partition(":")
-    found: type[Kind] = getattr(import_module(module), cls)
+    found: type[Kind] = resolve_name(path)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 
 from kdbench.tracks.policy.kinds.base import Kind
 
@@ -19,6 +19,5 @@ KINDS = {
 
 def kind_of(name: str) -> type[Kind]:
     """The class for a kind of world."""
-    module, _, attribute = KINDS[name].partition(":")
-    found: type[Kind] = getattr(import_module(module), attribute)
+    found: type[Kind] = resolve_name(KINDS[name])
     return found

@@ -4,31 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.errors import ArtifactError
+from kdbench.training.kinds import OfKind
 
 if TYPE_CHECKING:
     from kdbench.tracks.policy.task import PolicyTask
     from kdbench.tracks.policy.worlds.base import Observation, World
 
-KINDS: dict[str, type[Learned]] = {}
-
 MODULES = (
     "kdbench.tracks.policy.blocks.conservative",
     "kdbench.tracks.policy.blocks.controllable",
     "kdbench.tracks.policy.blocks.residual",
-    "kdbench.tracks.policy.policies.chunks",
-    "kdbench.tracks.policy.policies.experts",
-    "kdbench.tracks.policy.policies.gaussian",
-    "kdbench.tracks.policy.policies.simple",
-    "kdbench.tracks.policy.policies.streaming",
-    "kdbench.tracks.policy.policies.tabular",
+    "kdbench.tracks.policy.policies",
     "kdbench.tracks.policy.worlds.desk_expert",
     "kdbench.tracks.policy.worlds.gym",
     "kdbench.tracks.policy.worlds.nav_expert",
@@ -36,16 +28,8 @@ MODULES = (
 """Modules with the kinds of what can be saved."""
 
 
-class Learned(ABC):
+class Learned(OfKind, ABC, noun="policy", modules=MODULES):
     """The result of a method."""
-
-    kind: ClassVar[str]
-    """Name that saved results are found by."""
-
-    def __init_subclass__(cls, **rest: object) -> None:
-        super().__init_subclass__(**rest)
-        if "kind" in vars(cls):
-            KINDS[cls.kind] = cls
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -79,12 +63,3 @@ class Privileged(Policy):
     def bind(self, world: World) -> None:
         """The world that it acts in from the next :meth:`reset` on."""
         self.world = world
-
-
-def learned_of_kind(kind: str) -> type[Learned]:
-    """The class of a saved result. Raises ``ArtifactError`` for a kind that there is not."""
-    for module in MODULES:
-        import_module(module)
-    if kind not in KINDS:
-        raise ArtifactError(f"there is no policy of kind {kind!r}; known are {', '.join(sorted(KINDS))}")
-    return KINDS[kind]
