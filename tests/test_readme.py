@@ -48,6 +48,15 @@ def test_every_command_shown_exists_with_its_options(command: str):
     assert {word for word in words[2:] if word.startswith("--")} <= known
 
 
+def test_every_track_is_in_the_table_with_its_page_and_suites():
+    linked = dict(re.findall(r"^\| \[(\w+)\]\((docs/tracks/\w+\.md)\)", README, re.MULTILINE))
+    assert set(linked) == set(discover().tracks)
+    for name, page in linked.items():
+        assert (ROOT / page).is_file()
+        assert (ROOT / "suites" / f"{name}.yaml").is_file()
+        assert (ROOT / "suites" / "paper" / f"{name}.yaml").is_file()
+
+
 def test_the_suite_shown_is_valid(tmp_path: Path):
     (shown,) = (block for block in blocks("yaml") if block.startswith("name: my-comparison"))
     path = tmp_path / "my.yaml"
