@@ -5,7 +5,13 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run test browser test-full docs lint format teachers clean
+TRACKS := vision llm decoding diffusion reasoning_rl dllm dataset_distillation policy
+# of `make reference`: one track or several, only the jobs that claims compare (ONLY=claims), where jobs are kept
+TRACK ?= $(TRACKS)
+ONLY ?=
+REFERENCE_RUN ?= results/reference-run
+
+.PHONY: help run test browser test-full docs lint format teachers reference tables clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -48,10 +54,25 @@ format: .venv/dev  ## let ruff format and fix
 	$(BIN)/ruff format .
 
 teachers: .venv/run  ## train teachers that the tracks should ship and do not (an hour where all are missing)
-	for track in vision llm decoding diffusion reasoning_rl dllm dataset_distillation policy; do \
+	for track in $(TRACKS); do \
 	  $(BIN)/python -m kdbench.training.packs $$track kdbench/tracks/$$track/packs --kind teacher --kind table --kind gap || exit 1; \
 	done
 	$(BIN)/python -m kdbench.training.packs dataset_distillation kdbench/tracks/dataset_distillation/packs --scale cpu --least-seconds 8 --kind teacher --kind whole --kind reference
+
+reference: .venv/run  ## run the suites of all tracks and write results/reference (days; TRACK=llm for one, ONLY=claims for less)
+	@# how long it takes comes first, of all tracks; what is done is never run again, and a run that was stopped goes on
+	for track in $(TRACK); do \
+	  $(BIN)/kdbench plan suites/$$track.yaml $(ONLY:%=--%) --summary --results $(REFERENCE_RUN) || exit; \
+	done
+	@# 1: some jobs failed, which is a result, too
+	for track in $(TRACK); do \
+	  $(BIN)/kdbench run suites/$$track.yaml $(ONLY:%=--%) --no-tracking --results $(REFERENCE_RUN) || [ $$? = 1 ] || exit 2; \
+	  $(BIN)/kdbench export results/reference/$$track --track $$track --results $(REFERENCE_RUN) || exit; \
+	done
+	$(MAKE) tables
+
+tables: .venv/run  ## write the tables of README.md that commands print
+	PYTHONPATH=docs/_ext $(BIN)/python -m kdbench_docs.tables README.md
 
 clean:  ## remove the environment and what tools left; results stay
 	rm -rf .venv build dist docs/_build docs/methods .mypy_cache .ruff_cache .pytest_cache

@@ -20,6 +20,7 @@ def run(
     results: str | Path = "results",
     seeds: int | Sequence[int] | None = None,
     filter: str | Sequence[str] | None = None,
+    claims: bool = False,
     workers: int | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
@@ -34,11 +35,11 @@ def run(
     A suite is a path, a name or a mapping with the keys of a suite file. Several share the machine fairly, and jobs
     that they have in common run once; they must name the same executor and tracking. ``result.of(name)`` is the part
     of one. ``seeds`` replaces the suites' own: a number of seeds, or the seeds. ``filter`` keeps the jobs whose task,
-    method or label matches. ``workers`` is the number of jobs at once (default: the suite's, or the cores of this
-    machine). ``fresh`` runs everything again, ``retry_failed`` what failed, ``stale="rerun"`` what was made with
-    other code of kdbench. ``plugins`` are files with methods or extensions. ``tracking=False`` leaves MLflow out; a
-    text is a tracking URI. ``progress`` prints what happens. ``hooks`` are objects with event hooks (see
-    ``kdbench.hookspecs``).
+    method or label matches, ``claims`` those that claims of papers compare. ``workers`` is the number of jobs at once
+    (default: the suite's, or the cores of this machine). ``fresh`` runs everything again, ``retry_failed`` what failed,
+    ``stale="rerun"`` what was made with other code of kdbench. ``plugins`` are files with methods or extensions.
+    ``tracking=False`` leaves MLflow out; a text is a tracking URI. ``progress`` prints what happens. ``hooks`` are
+    objects with event hooks (see ``kdbench.hookspecs``).
 
     Jobs run in processes of their own that do not import the calling script. Raises ``UsageError`` for bad input and
     ``KeyboardInterrupt`` after Ctrl-C, with what was finished in ``results``; failed jobs are in the result.
@@ -50,6 +51,7 @@ def run(
         results=results,
         seeds=seeds,
         filter=filter,
+        claims=claims,
         workers=workers,
         fresh=fresh,
         retry_failed=retry_failed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import util
 from itertools import islice
@@ -29,6 +29,18 @@ class Expectation:
     """Largest peak of main memory, in bytes; where jobs ran out of it, at least what they had by then."""
     gpu_memory: int | None = None
     """Largest peak on one GPU, in bytes, as torch counts it."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long the jobs that are left take."""
+
+    seconds: float | None
+    """Wall-clock time; None where nothing is known of any of them."""
+    unknown: int
+    """How many of them it leaves out."""
+    lent: int
+    """Of how many the time is that of reference results."""
 
 
 @dataclass(slots=True)
@@ -106,6 +118,8 @@ class History:
         """Damaged outcomes; their jobs count as not done."""
         self.done: dict[str, Status] = {}
         self.experience = Experience()
+        self.lent = Experience()
+        """The times of reference results, of tracks of which the outcomes here do not know every job."""
         self._modules: dict[str, Mapping[str, str]] = {}
         self._index = OutcomeIndex(results)
         names = spool.names(results)
@@ -121,6 +135,17 @@ class History:
             for name in islice((name for name in names if name not in mine), LOOK_BACK):
                 self._look(name)
         self._index.save(present)
+        for track in sorted({like.track for like in likes if self.experience.expect(like).seconds is None}):
+            self._borrow(track)
+
+    def _borrow(self, track: str) -> None:
+        from kdbench.store import reference
+
+        try:
+            for like, status, taken in reference.times(track):
+                self.lent.add(like, status, taken)
+        except UsageError as error:
+            self.problems.extend(error.problems)
 
     def _look(self, id: str, spec_digest: str | None = None) -> Gist | None:
         """What the outcome of a job says, learned from; ``spec_digest``: of its task, for a job of the plan."""
@@ -133,18 +158,28 @@ class History:
             self.experience.add(gist.like, gist.status, gist.taken)
         return gist
 
-    def estimate(self, slots: Mapping[Resources, int]) -> tuple[float | None, int]:
-        """Wall-clock seconds of the jobs that are left, and how many of them it leaves out.
+    def expect(self, like: Likeness) -> Expectation:
+        """What to expect of a job; its time is that of reference results where no outcome here says anything of it.
+
+        Memory is of this machine alone: what jobs may take at a time depends on it.
+        """
+        own = self.experience.expect(like)
+        return own if own.seconds is not None else replace(own, seconds=self.lent.expect(like).seconds)
+
+    def estimate(self, slots: Mapping[Resources, int]) -> Estimate:
+        """How long the jobs that are left take.
 
         ``slots`` says for resources how many jobs that ask for them run at a time if nothing else does.
         """
         left = [job for job in self.jobs if job.id not in self.done]
-        expected = [(job, self.experience.expect(Likeness.of(job)).seconds) for job in left]
-        known = [(job, seconds) for job, seconds in expected if seconds is not None]
+        likes = [Likeness.of(job) for job in left]
+        found = {like: self.expect(like).seconds for like in set(likes)}
+        known = [(job, seconds) for job, like in zip(left, likes, strict=True) if (seconds := found[like]) is not None]
+        lent = sum(found[like] is not None and self.experience.expect(like).seconds is None for like in likes)
         if not known:
-            return (None if left else 0.0), len(left)
+            return Estimate(None if left else 0.0, len(left), 0)
         packed = sum(seconds / slots[job.resources] for job, seconds in known)
-        return max(packed, *(seconds for _, seconds in known)), len(left) - len(known)
+        return Estimate(max(packed, *(seconds for _, seconds in known)), len(left) - len(known), lent)
 
     def expected(self) -> dict[str, Expectation]:
         """What to expect of every job of the plan, by id; jobs that are alike share it."""
@@ -153,7 +188,7 @@ class History:
         for job in self.jobs:
             seeds = job.method, job.spec_digest, job.label, id(job.resources)  # what jobs of one entry share
             if seeds not in found:
-                found[seeds] = self.experience.expect(Likeness.of(job))
+                found[seeds] = self.expect(Likeness.of(job))
             by_job[job.id] = found[seeds]
         return by_job
 

@@ -60,6 +60,8 @@ class Plan:
     tasks: list[PlannedTask] = field(default_factory=list)
     unknown: int = 0
     """Jobs that are left and that the estimate does not cover."""
+    lent: int = 0
+    """Jobs that are left and whose time the estimate takes from the results that come with kdbench."""
     slots: int = 1
     """Jobs that run at the same time, which the estimate assumes."""
     expected: dict[str, Expectation] = field(default_factory=dict)
@@ -83,13 +85,15 @@ def make_plan(
     *,
     seeds: int | Sequence[int] | None = None,
     filter: str | Sequence[str] | None = None,
+    claims: bool = False,
     cache: Cache | None = None,
 ) -> Plan:
     """Resolve a suite against what is installed and what ``results`` has.
 
     ``seeds`` replaces the suite's: a number of seeds, or the seeds. ``filter`` keeps jobs whose task, method or label
-    matches (a glob, or a part of the text); of several filters, all must match. Raises ``UsageError`` with every
-    problem of the suite's tasks, methods and parameters.
+    matches (a glob, or a part of the text); of several filters, all must match. ``claims`` keeps jobs that a claim of
+    a card compares, both its sides being in the suite. Raises ``UsageError`` with every problem of the suite's tasks,
+    methods and parameters.
     """
     chosen = _seeds(suite, seeds)
     resolver = Resolver(suite, registry)
@@ -101,26 +105,30 @@ def make_plan(
         _, more = preflight(suite, registry, results, [(task.index, task.spec) for task in tasks], resolved, asked)
         raise UsageError(list(dict.fromkeys([*resolver.problems, *more])))
     jobs, notes, asked_by = _jobs(suite, cells, chosen)
+    if claims:
+        jobs = _compared(jobs, registry)
     if filter is not None:
-        jobs = _filtered(jobs, [filter] if isinstance(filter, str) else filter)
+        jobs = _filtered(jobs, [filter] if isinstance(filter, str) else filter, claims)
+    if claims or filter is not None:
         kept = {job.spec_digest for job in jobs}
         tasks = [task for task in tasks if task.digest in kept]
     history = History(results, jobs)
     used = {job.method: registry.methods[job.method] for job in jobs}
     asked = {asked_by[job.id] for job in jobs}
     slots, problems = preflight(suite, registry, results, [(task.index, task.spec) for task in tasks], used, asked)
-    estimate, unknown = history.estimate(slots)
+    estimate = history.estimate(slots)
     return Plan(
         suite=suite,
         jobs=jobs,
         done=history.done,
         stale=history.stale(),
         teachers=_teachers(tasks, registry, cache),
-        estimate_seconds=estimate,
+        estimate_seconds=estimate.seconds,
         problems=problems,
         notes=notes + history.problems,
         tasks=tasks,
-        unknown=unknown,
+        unknown=estimate.unknown,
+        lent=estimate.lent,
         slots=_at_once(jobs, slots),
         expected=history.expected(),
     )
@@ -212,7 +220,17 @@ def _around_seed(fragments: Mapping[str, str]) -> tuple[bytes, bytes]:
     return f"{{{before}".encode(), f",{after}}}".encode()
 
 
-def _filtered(jobs: list[Job], filters: Sequence[str]) -> list[Job]:
+def _compared(jobs: list[Job], registry: Registry) -> list[Job]:
+    from kdbench.leaderboard.stated import compared
+
+    kept = compared(registry, jobs)
+    if not kept:
+        hint = "kdbench claims lists the claims and what they compare"
+        raise UsageError("no claim of a card compares jobs of this suite", place="--claims", hint=hint)
+    return kept
+
+
+def _filtered(jobs: list[Job], filters: Sequence[str], claims: bool) -> list[Job]:
     def matches(job: Job, pattern: str) -> bool:
         texts = (job.task, f"{job.task}@{job.scale}", job.method, job.label, f"{job.track}/{job.label}")
         return any(pattern in text or fnmatchcase(text, pattern) for text in texts)
@@ -221,9 +239,8 @@ def _filtered(jobs: list[Job], filters: Sequence[str]) -> list[Job]:
     if not kept:
         known = sorted({name for job in jobs for name in (job.task, job.method, job.label)})
         shown = " and ".join(repr(pattern) for pattern in filters)
-        raise UsageError(
-            f"no job matches {shown}", place="--filter", hint=did_you_mean(filters[0], known, label="there are")
-        )
+        message = f"no job {'that claims compare ' if claims else ''}matches {shown}"
+        raise UsageError(message, place="--filter", hint=did_you_mean(filters[0], known, label="there are"))
     return kept
 
 

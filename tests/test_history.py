@@ -11,6 +11,7 @@ from kdbench.history import Expectation, module_digest
 from kdbench.registry import Registry
 from tests.helpers import nvml, outcomes
 from tests.helpers.nvml import GIB, Board
+from tests.helpers.reference import come_with, ship
 from tests.helpers.suites import planner, toy_registry
 
 
@@ -39,6 +40,35 @@ def test_time_is_estimated_from_the_most_alike_outcomes(planned, tmp_path):
     assert planned(data).estimate_seconds == 300  # another seed of the very method
     outcomes.put(tmp_path, [outcomes.make_outcome(job) for job in jobs])
     assert planned(data).estimate_seconds == 0
+
+
+def test_reference_results_lend_their_times_where_nothing_here_says_any(planned, tmp_path, monkeypatch):
+    folder = come_with(monkeypatch, tmp_path / "reference")
+    data = {"tasks": ["line@smoke", "bare@smoke"], "methods": ["plain"]}
+    line, bare = planned(data).jobs
+    lent = [outcomes.make_outcome(line, 0.5, minutes=2), outcomes.make_outcome(bare, status="failed", minutes=50)]
+    lent[0].cost["peak_rss_bytes"] = 2.0**30
+    ship(folder, "toy", lent)
+    found = planned(data)
+    assert (found.estimate_seconds, found.unknown, found.lent) == (120, 1, 1)
+    assert found.expected[line.id] == Expectation(seconds=120), "the memory of another machine is not this one's"
+    assert found.expected[bare.id] == Expectation()
+    outcomes.put(tmp_path, outcomes.make_outcome(planned(data, seeds=[9]).jobs[0], 0.5, minutes=5))
+    found = planned(data)
+    assert (found.estimate_seconds, found.unknown, found.lent) == (300, 1, 0), "what is known here comes first"
+    assert found.notes == []
+
+
+def test_damaged_reference_results_are_noted_and_lend_nothing(planned, tmp_path, monkeypatch):
+    folder = come_with(monkeypatch, tmp_path / "reference")
+    data = {"tasks": ["line@smoke"]}
+    ship(folder, "toy", [outcomes.make_outcome(job) for job in planned(data).jobs])
+    (folder / "toy" / "jobs.parquet").write_bytes(b"PAR1")
+    found = planned(data)
+    assert (found.estimate_seconds, found.unknown) == (None, 1)
+    (note,) = found.notes
+    assert note.place == str(folder / "toy" / "jobs.parquet")
+    assert "cannot be read" in note.message
 
 
 def test_the_estimate_counts_what_each_job_takes_of_the_machine(planned, tmp_path, monkeypatch):

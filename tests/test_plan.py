@@ -17,11 +17,14 @@ from kdbench.cache import Cache
 from kdbench.errors import UsageError
 from kdbench.history import module_digest
 from kdbench.job import Job
+from kdbench.leaderboard.stated import suite_of_claims
 from kdbench.plan import make_plan
 from kdbench.registry import Registry
+from kdbench.resolve import open_suite
 from kdbench.spec import digest
 from kdbench.suite import load_suite
 from tests.helpers import outcomes
+from tests.helpers.claims import compare, write_paper
 from tests.helpers.suites import planner, registry_of, toy_registry
 
 
@@ -346,3 +349,104 @@ def test_a_plan_is_json(planned):
     data = json.loads(json.dumps(plan_data(planned({"methods": ["plain", "tuned"]}, seeds=2))))
     assert data["job_count"] == len(data["jobs"]) == data["left"] == 4
     assert [group["label"] for group in data["groups"]] == ["plain", "tuned"]
+
+
+# --- what claims compare ----------------------------------------------------------------------------------------------
+
+
+def labels(found: plan.Plan) -> list[tuple[str, str]]:
+    return [(job.task, job.label) for job in found.jobs]
+
+
+@pytest.fixture
+def claiming(tmp_path):
+    """Plans of the methods ``new``, which claims what it is given, ``old``, ``other`` and ``plain``."""
+
+    def make(*claims: str, tasks=("*",), methods=("new", "old", "other", "plain"), where=("line", "bare"), **options):
+        folder = tmp_path / "claiming"
+        write_paper(folder, "new", *claims, tasks=tasks)
+        write_paper(folder, "old")
+        write_paper(folder, "other", compare("other", "plain", tasks=["regress"]))
+        write_paper(folder, "plain")
+        data = {"tasks": [f"{task}@cpu" if isinstance(task, str) else task for task in where], "methods": list(methods)}
+        return planner(registry_of(folder), tmp_path)(data, claims=True, **options)
+
+    return make
+
+
+HALF = {"method": "new", "params": {"weight": 0.5}}
+
+
+def test_both_sides_of_a_claim_are_kept_on_its_tasks(claiming):
+    found = claiming(compare("new", "old", tasks=["line"]), seeds=2)
+    assert labels(found) == [("toy/line", "new")] * 2 + [("toy/line", "old")] * 2
+    assert [task.label for task in found.tasks] == ["toy/line@cpu"]
+    assert labels(claiming(compare("new", "old", tasks=["*"]))) == [
+        (task, label) for task in ("toy/line", "toy/bare") for label in ("new", "old")
+    ]
+
+
+def test_a_side_that_the_suite_does_not_have_on_a_task_leaves_the_other_out(claiming):
+    only = {"method": "old", "tasks": ["toy/bare"]}
+    found = claiming(compare("new", "old", tasks=["*"]), methods=["new", only, "plain"])
+    assert labels(found) == [("toy/bare", "new"), ("toy/bare", "old")]
+    made_for_line = claiming(compare("new", "old", tasks=["*"]), tasks=["line"])
+    assert labels(made_for_line) == [("toy/line", "new"), ("toy/line", "old")]
+
+
+def test_sides_are_methods_with_parameters(claiming):
+    claims = [compare("new", HALF)]
+    assert claiming_nothing(claiming, *claims, methods=["new", "old"])
+    half = {"method": "new", "params": {"weight": 0.5}}
+    assert labels(claiming(*claims, methods=["new", half, "old"])) == [
+        ("toy/line", "new"),
+        ("toy/line", "new(weight=0.5)"),
+    ]
+    assert labels(claiming(*claims, methods=["new", {"method": "new", "grid": {"weight": [0.25, 0.5]}}])) == [
+        ("toy/line", "new"),
+        ("toy/line", "new(weight=0.5)"),
+    ]
+
+
+def claiming_nothing(claiming, *claims: str, **more: object) -> bool:
+    with pytest.raises(UsageError, match=r"--claims: no claim of a card compares jobs of this suite"):
+        claiming(*claims, **more)
+    return True
+
+
+def test_a_claim_about_a_number_needs_its_subject_alone(claiming):
+    assert labels(claiming(compare("new", 0.5))) == [("toy/line", "new")]
+
+
+def test_a_claim_that_names_what_is_not_there_keeps_nothing(claiming):
+    assert claiming_nothing(claiming, compare("new", "gone"))
+    assert claiming_nothing(claiming, compare("new", {"method": "old", "params": {"wieght": 1}}))
+    assert claiming_nothing(claiming)
+
+
+def test_a_task_that_the_suite_changed_is_one_of_the_claim(claiming):
+    changed = {"task": "line@cpu", "override": {"features": 5}}
+    found = claiming(compare("new", "old"), where=[changed, "bare"])
+    assert labels(found) == [("toy/line", "new"), ("toy/line", "old")]
+    assert found.jobs[0].spec["features"] == 5
+
+
+def test_what_claims_compare_can_be_filtered(claiming):
+    claim = compare("new", "old", tasks=["*"])
+    assert labels(claiming(claim, filter=["toy/bare", "old"])) == [("toy/bare", "old")]
+    with pytest.raises(UsageError, match=r"--filter: no job that claims compare matches 'plain'"):
+        claiming(claim, filter="plain")
+
+
+def test_what_claims_keep_of_a_suite_that_comes_with_kdbench_is_what_claims_run_makes(registry, tmp_path):
+    make = planner(registry, tmp_path)
+    suite = open_suite("policy", registry)
+    whole = {job.id for job in plan.make_plan(suite, registry, tmp_path).jobs}
+    kept = {job.id for job in plan.make_plan(suite, registry, tmp_path, claims=True).jobs}
+    assert 0 < len(kept) < len(whole)
+    assert kept < whole
+    wanted = set()
+    for method in registry.methods.values():
+        if method.track == "policy" and method.card.claims:
+            wanted |= set(ids(make(suite_of_claims(registry, method, "cpu", list(suite.seeds)))))
+    assert kept <= wanted

@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdbench.cli.common import DEFAULT_RESULTS, Json, Plugins, Results, complain, open_registry, print_json, table
+from kdbench.cli.common import (
+    DEFAULT_RESULTS,
+    Json,
+    Plugins,
+    Read,
+    Reference,
+    complain,
+    open_registry,
+    print_json,
+    read_from,
+    table,
+)
+from kdbench.cli.output import FormatOption, Output, format_of, write_records
 from kdbench.errors import UsageError, did_you_mean, plain
 
 if TYPE_CHECKING:
+    from kdbench.cli.output import Format
     from kdbench.discovery.records import Method
     from kdbench.errors import Problem
     from kdbench.leaderboard.claims import Conclusion, Finding
@@ -45,39 +58,61 @@ def claims(
         int | None, typer.Option("--workers", metavar="N", min=1, help="Of --run: jobs at once; the CPU cores.")
     ] = None,
     no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Of --run: leave MLflow out.")] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Only how many papers and claims of each track came out how.")
+    ] = False,
+    format: FormatOption = None,
+    output: Output = None,
     plugin: Plugins = None,
     as_json: Json = False,
-    results: Results = DEFAULT_RESULTS,
+    reference: Reference = False,
+    results: Read = None,
 ) -> None:
     """Say which claims of papers are reproduced, not reproduced or undecided, and with --run make what is missing.
 
     Example: kdbench claims taid --run --seeds 5
     """
+    from kdbench.leaderboard import claimtext
     from kdbench.leaderboard.claims import conclude, load_claims
     from kdbench.store import duck
 
     registry = open_registry(plugin)
     _require_scale(scale)
     chosen = _chosen(registry, methods or (), track)
-    code = 0
+    if as_json and (format is not None or output is not None):
+        raise UsageError("--json prints JSON of its own form", place="--json", hint="leave it out, or the others")
+    if run and reference:
+        hint = "kdbench claims --run METHOD makes them in a folder of your own"
+        raise UsageError("no jobs are added to the results that come with kdbench", place="--reference", hint=hint)
+    code, folder = 0, read_from(results, reference, registry)
     if run:
         if not methods:
             hint = "kdbench claims --run METHOD; without --run, all are listed"
             raise UsageError("which claims? --run needs the names of methods", place="--run", hint=hint)
-        code = _run(registry, chosen, scale, seeds, results, workers, retry_failed, plugin, not no_tracking)
+        code = _run(registry, chosen, scale, seeds, folder, workers, retry_failed, plugin, not no_tracking)
     elif seeds is not None or retry_failed or workers is not None or no_tracking:
         raise UsageError("--seeds, --retry-failed, --workers and --no-tracking are about jobs to run", hint="add --run")
     problems: list[Problem] = []
     keys = [method.key for method in chosen]
-    found = duck.query(results, lambda con: load_claims(con, registry, methods=keys, scale=scale), problems)
+    found = duck.query(folder, lambda con: load_claims(con, registry, methods=keys, scale=scale), problems)
     for problem in problems:
         complain("warning", problem)
     findings = [finding for finding in found if finding.standard and finding.scale == scale]
     conclusions = conclude(findings)
-    if as_json:
+    if summary:
+        _print_ledger(conclusions, scale, format_of(format, output), output, as_json)
+    elif as_json:
         print_json(_data(registry, conclusions, scale))
     else:
-        _show(registry, conclusions, _options(results, plugin), every=bool(methods))
+        options = _options(DEFAULT_RESULTS if reference else folder, plugin)
+        shown = [f for conclusion in conclusions for f in conclusion.findings if methods or f.jobs]
+        write_records(
+            [finding.record() for finding in findings],
+            format_of(format, output),
+            output,
+            table=lambda: _show(registry, conclusions, shown, options, explain=bool(methods)),
+            md=lambda: claimtext.papers_markdown(conclusions, shown, registry, options),
+        )
     if code:
         raise typer.Exit(code)
 
@@ -178,19 +213,47 @@ def _options(results: Path, plugins: Sequence[Path] | None) -> str:
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 
-def _show(registry: Registry, conclusions: Sequence[Conclusion], options: str, *, every: bool) -> None:
-    """Papers, then their findings: all of them with ``every``, otherwise those that any job is about."""
+def _print_ledger(
+    conclusions: Sequence[Conclusion], scale: str, format: Format, output: Path | None, as_json: bool
+) -> None:
+    """How many papers and claims came out how."""
+    from kdbench.leaderboard import ledger
+
+    entries = ledger.ledger(conclusions)
+    records = [entry.record() for entry in entries]
+    if as_json:
+        print_json({"scale": scale, "ledger": records})
+        return
+
+    def show() -> None:
+        columns, rows, right = ledger.table(entries)
+        table(columns, rows, right=right)
+        typer.echo(f"\n{ledger.RULE}")
+
+    write_records(records, format, output, table=show, md=lambda: ledger.to_markdown(entries))
+
+
+def _show(
+    registry: Registry,
+    conclusions: Sequence[Conclusion],
+    findings: Sequence[Finding],
+    options: str,
+    *,
+    explain: bool,
+) -> None:
+    """Papers, then findings on them; ``explain``: and what the claims and departures are in words."""
     from kdbench.leaderboard import claimtext
 
     columns, rows, right = claimtext.conclusions_table(conclusions, registry, options)
     table(columns, rows, title=claimtext.summary(conclusions), right=right)
-    findings = [f for conclusion in conclusions for f in conclusion.findings if every or f.jobs]
     if findings:
         typer.echo("")
         columns, rows, right = claimtext.findings_table(findings, options)
         table(columns, rows, right=right)
     typer.echo("")
-    if every:
+    if claimtext.mixture(findings):
+        typer.echo(claimtext.mixture(findings))
+    if explain:
         _explain(registry, findings)
     typer.echo(claimtext.RULE)
 

@@ -40,6 +40,12 @@ Results = Annotated[
 ]
 """Default: ``DEFAULT_RESULTS``."""
 DEFAULT_RESULTS = Path("results")
+Read = Annotated[
+    Path | None, typer.Option("--results", metavar="FOLDER", help="Folder of outcomes.", show_default="results")
+]
+"""Of verbs that only read results, and can read those that come with kdbench. Default: None; see :func:`read_from`."""
+Reference = Annotated[bool, typer.Option("--reference", help="Read the results that come with kdbench instead.")]
+"""Default: False."""
 Id = Annotated[str, typer.Argument(metavar="ID", help="A job; the beginning of its id is enough.")]
 Plugins = Annotated[
     list[Path] | None,
@@ -78,6 +84,31 @@ def open_registry(plugins: Sequence[Path] | None = None, *, warn: bool = True) -
             reason = f"plugin left out: {broken.reason}"
             complain("warning", Problem(broken.place, reason, broken.hint))
     return registry
+
+
+def read_from(results: Path | None, reference: bool, registry: Registry | None = None) -> Path:
+    """The results folder that a verb with ``--results`` and ``--reference`` reads.
+
+    Of reference results a line on stderr says what they are and how much of what they were made with has changed:
+    against ``registry``, or else everything that is installed. Raises ``UsageError`` where both options are given, and
+    where there are no reference results or they cannot be read.
+    """
+    if not reference:
+        return DEFAULT_RESULTS if results is None else results
+    if results is not None:
+        raise UsageError("--results names a folder, and --reference none", place="--reference", hint="leave one out")
+    from kdbench.leaderboard.vintage import vintage
+    from kdbench.store import duck
+    from kdbench.store import reference as shipped
+
+    found = shipped.found()
+    if not found.present:
+        complain("note", Problem("", f"unpacking {found.jobs} reference results, once"))
+    folder = found.unpack()
+    known = registry if registry is not None else open_registry(warn=False)
+    line = duck.query(folder, lambda con: vintage(con, known)).line()
+    complain("note", Problem("", f"reference results: {line}"))
+    return folder
 
 
 def print_json(value: Any) -> None:

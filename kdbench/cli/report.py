@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdbench.cli.common import DEFAULT_RESULTS, Json, Plugins, Results, complain, open_registry, print_json
+from kdbench.cli.common import Json, Plugins, Read, Reference, complain, open_registry, print_json, read_from
 
 if TYPE_CHECKING:
     from kdbench.errors import Problem
@@ -26,7 +26,8 @@ def report(
     track: Annotated[str | None, typer.Option("--track", metavar="NAME", help="Jobs of this track only.")] = None,
     plugin: Plugins = None,
     as_json: Json = False,
-    results: Results = DEFAULT_RESULTS,
+    reference: Reference = False,
+    results: Read = None,
 ) -> None:
     """Write the results as a static site: boards, charts, methods, claims and failures, readable without a network.
 
@@ -38,7 +39,8 @@ def report(
 
     problems: list[Problem] = []
     registry = open_registry(plugin)
-    built = build(results, out, selection=Selection(suite=suite, track=track), registry=registry, problems=problems)
+    folder = read_from(results, reference, registry)
+    built = build(folder, out, selection=Selection(suite=suite, track=track), registry=registry, problems=problems)
     for problem in problems:
         complain("warning", problem)
     if as_json:

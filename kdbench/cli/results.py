@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdbench.cli.common import DEFAULT_RESULTS, Id, Json, Results, complain, print_json, table
+from kdbench.cli.common import Id, Json, Read, Reference, complain, print_json, read_from, table
+from kdbench.cli.output import Format, FormatOption, Output, format_of, write_records
 from kdbench.errors import UsageError, plain
 
 if TYPE_CHECKING:
@@ -19,13 +20,6 @@ if TYPE_CHECKING:
     from kdbench.leaderboard.overall import Standings
     from kdbench.leaderboard.selection import Selection
 
-Format = Literal["table", "md", "csv", "json", "parquet"]
-_SUFFIXES: dict[str, Format] = {".md": "md", ".csv": "csv", ".json": "json", ".parquet": "parquet"}
-
-FormatOption = Annotated[
-    Format | None, typer.Option("--format", "-f", help="Default: table, or what the suffix of --output says.")
-]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there instead.")]
 Task = Annotated[str | None, typer.Option("--task", metavar="TASK", help="track/name or name, with @scale for one.")]
 Metric = Annotated[str | None, typer.Option("--metric", help="Default: the headline metric of each task.")]
 
@@ -48,9 +42,13 @@ def leaderboard(
     mix_budgets: Annotated[
         bool, typer.Option("--mix-budgets", help="Put boards that differ only in their budget on one.")
     ] = False,
+    top: Annotated[
+        int | None, typer.Option("--top", metavar="N", min=1, help="Of each table, the first N methods.")
+    ] = None,
     format: FormatOption = None,
     output: Output = None,
-    results: Results = DEFAULT_RESULTS,
+    reference: Reference = False,
+    results: Read = None,
 ) -> None:
     """Compare methods: one table per task, with intervals, ranks, gap closed and costs.
 
@@ -60,23 +58,27 @@ def leaderboard(
     from kdbench.leaderboard.selection import suite_name
     from kdbench.store import duck
 
+    form = format_of(format, output)
+    if top is not None and form not in ("table", "md"):
+        raise UsageError(f"{form} has all rows, in order", place="--top", hint="leave it out")
     selection = boards.Selection(suite_name(suite), track, task)
+    folder = read_from(results, reference)
     if over_tasks:
-        _overall(selection, metric, by, mix_budgets, _format(format, output), output, results)
+        _overall(selection, metric, by, mix_budgets, top, form, output, folder)
         return
     problems: list[Problem] = []
     found = duck.query(
-        results, lambda con: boards.load_boards(con, selection, metric, mix_budgets=mix_budgets), problems
+        folder, lambda con: boards.load_boards(con, selection, metric, mix_budgets=mix_budgets), problems
     )
     _warn(problems)
     if by is not None:
         fronts.require_cost(found, by)
-    _output(
+    write_records(
         boards.records(found, by),
-        _format(format, output),
+        form,
         output,
-        table=lambda: print_boards(found, by),
-        md=lambda: render.boards_markdown(found, by),
+        table=lambda: print_boards(found, by, at_most=top, whole="leave --top out"),
+        md=lambda: render.boards_markdown(found, by, top),
     )
 
 
@@ -85,6 +87,7 @@ def _overall(
     metric: str | None,
     by: str | None,
     mix_budgets: bool,
+    top: int | None,
     format: Format,
     path: Path | None,
     results: Path,
@@ -99,37 +102,22 @@ def _overall(
     problems: list[Problem] = []
     tables = duck.query(results, lambda con: overall.load(con, selection, metric), problems)
     _warn(problems)
-    _output(
+    write_records(
         overall.records(tables),
         format,
         path,
-        table=lambda: _print_standings(tables),
-        md=lambda: render.standings_markdown(tables),
+        table=lambda: _print_standings(tables, top),
+        md=lambda: render.standings_markdown(tables, top),
     )
 
 
-def _output(
-    records: Sequence[dict[str, Any]],
-    format: Format,
-    path: Path | None,
-    *,
-    table: Callable[[], None],
-    md: Callable[[], str],
-) -> None:
-    from kdbench.leaderboard import render
-
-    columns = list(records[0]) if records else ["task"]
-    rows = [list(record.values()) for record in records]
-    render.output(format, columns, rows, right=(), path=path, show=print, table=table, md=md)
-
-
-def _print_standings(tables: Iterable[Standings]) -> None:
+def _print_standings(tables: Iterable[Standings], at_most: int | None) -> None:
     from kdbench.leaderboard import aggregate, render
 
     for item in tables:
         columns, rows, right = render.standings_table(item)
-        table(columns, rows, title=render.standings_header(item), right=right)
-        for note in item.notes:
+        table(columns, rows[:at_most], title=render.standings_header(item), right=right)
+        for note in filter(None, [render.left_out(rows, at_most), *item.notes]):
             typer.echo(f"  {plain(note)}")
         typer.echo("")
     typer.echo(aggregate.RULE)
@@ -139,7 +127,7 @@ def print_boards(found: Iterable[Board], by: str | None = None, *, at_most: int 
     """Boards as tables, each with its header, rules and notes; refused ones as their header and the reasons.
 
     ``by``: against this cost, with the Pareto front. ``at_most``: rows of a board, the first ones; of one that has
-    more it is said how many, and that the command ``whole`` shows them.
+    more it is said how many, and by ``whole`` what shows them.
     """
     from kdbench.leaderboard import render
 
@@ -152,9 +140,8 @@ def print_boards(found: Iterable[Board], by: str | None = None, *, at_most: int 
             continue
         columns, rows, right = render.board_table(board, by)
         table(columns, rows[:at_most], title=render.header(board), right=right)
-        more = len(rows) - len(rows[:at_most])
-        if more:
-            typer.echo(f"  and {more} more method{'s' * (more != 1)}: {whole}")
+        if render.left_out(rows, at_most):
+            typer.echo(f"  {render.left_out(rows, at_most)}: {whole}")
         for note in [*render.rules(board, by), *board.notes]:
             typer.echo(f"  {plain(note)}")
         typer.echo("")
@@ -167,7 +154,8 @@ def compare(
     task: Task = None,
     metric: Metric = None,
     as_json: Json = False,
-    results: Results = DEFAULT_RESULTS,
+    reference: Reference = False,
+    results: Read = None,
 ) -> None:
     """Compare two methods in pairs: over seeds, and over the examples of the test set.
 
@@ -176,7 +164,7 @@ def compare(
     from kdbench.leaderboard import comparison, render
 
     problems: list[Problem] = []
-    found = comparison.compare(results, a, b, task=task, metric=metric, problems=problems)
+    found = comparison.compare(read_from(results, reference), a, b, task=task, metric=metric, problems=problems)
     _warn(problems)
     if as_json:
         print_json([_comparison(item) for item in found])
@@ -222,7 +210,8 @@ def sql(
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.1, help="Seconds after which the query is stopped.")
     ] = 60,
-    results: Results = DEFAULT_RESULTS,
+    reference: Reference = False,
+    results: Read = None,
 ) -> None:
     """Query the results with SQL, read-only: the views jobs, metrics, costs, curves, leaderboard, tasks and suites.
 
@@ -233,14 +222,14 @@ def sql(
 
     problems: list[Problem] = []
     text = sys.stdin.read() if query == "-" else query
-    columns, rows = queries.run(results, text, seconds=timeout, problems=problems)
+    columns, rows = queries.run(read_from(results, reference), text, seconds=timeout, problems=problems)
     _warn(problems)
 
     def show_table() -> None:
         right = [name for i, name in enumerate(columns) if all(isinstance(row[i], int | float) for row in rows)]
         table(columns, [[_cell(cell) for cell in row] for row in rows], right=right)
 
-    render.output(_format(format, output), columns, rows, right=(), path=output, show=print, table=show_table)
+    render.output(format_of(format, output), columns, rows, right=(), path=output, show=print, table=show_table)
 
 
 def _cell(value: object) -> object:
@@ -249,7 +238,7 @@ def _cell(value: object) -> object:
     return f"{value:.6g}" if isinstance(value, float) else plain(value)
 
 
-def show(id: Id, as_json: Json = False, results: Results = DEFAULT_RESULTS) -> None:
+def show(id: Id, as_json: Json = False, reference: Reference = False, results: Read = None) -> None:
     """Everything about one job: what it was, what it measured, what it cost, and why it failed.
 
     Example: kdbench show 3f2a
@@ -258,7 +247,7 @@ def show(id: Id, as_json: Json = False, results: Results = DEFAULT_RESULTS) -> N
     from kdbench.quantities import show_duration
     from kdbench.store import spool
 
-    folder = spool.find_job(results, id)
+    folder = spool.find_job(read_from(results, reference), id)
     outcome = spool.read_outcome(folder)
     if outcome is None:
         typer.echo(f"{folder.name} has no outcome yet: it is running, or was interrupted (kdbench logs {folder.name})")
@@ -301,12 +290,6 @@ def show(id: Id, as_json: Json = False, results: Results = DEFAULT_RESULTS) -> N
         f"device {plain(outcome.provenance.get('device', 'unknown'))}; artifacts: "
         f"{plain(', '.join(outcome.artifacts)) or 'none'}"
     )
-
-
-def _format(format: Format | None, output: Path | None) -> Format:
-    if format is not None:
-        return format
-    return _SUFFIXES.get(output.suffix.lower(), "table") if output is not None else "table"
 
 
 def _warn(problems: Iterable[Problem]) -> None:

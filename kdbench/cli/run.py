@@ -19,7 +19,7 @@ from kdbench.cli.common import (
     print_json,
 )
 from kdbench.cli.results import print_boards
-from kdbench.cli.suites import Filters, Seeds, plan_data, show_plan
+from kdbench.cli.suites import Claims, Filters, Seeds, plan_data, show_plan
 
 if TYPE_CHECKING:
     from kdbench.leaderboard.boards import Board
@@ -45,6 +45,7 @@ def run(
     suites: Suites,
     results: Results = DEFAULT_RESULTS,
     filters: Filters = None,
+    claims: Claims = False,
     seeds: Seeds = None,
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", min=1, help="Jobs at once; default: the CPU cores.")
@@ -74,6 +75,7 @@ def run(
         results=results,
         seeds=None if seeds is None else parse_seeds(seeds),
         filter=filters,
+        claims=claims,
         workers=workers,
         fresh=fresh,
         retry_failed=retry_failed,

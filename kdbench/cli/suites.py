@@ -36,6 +36,10 @@ Filters = Annotated[
         "--filter", metavar="TEXT", help="Only jobs whose task, method or label has this text or glob; all must match."
     ),
 ]
+Claims = Annotated[
+    bool,
+    typer.Option("--claims", help="Only jobs that a claim of a paper compares, both its sides being in the suite."),
+]
 Seeds = Annotated[
     str | None, typer.Option("--seeds", metavar="N|LIST", help="A number of seeds (3), or the seeds (0,1,7).")
 ]
@@ -51,7 +55,7 @@ def check(suite: SuiteName, results: Results = DEFAULT_RESULTS, plugin: Plugins 
 
     Example: kdbench check my.yaml
     """
-    found, problems = _planned(suite, results, plugin, None, None, collect=True)
+    found, problems = _planned(suite, results, plugin, collect=True)
     if as_json:
         overview = {} if found is None else _overview(found)
         print_json({"ok": not problems, **overview, "problems": [asdict(problem) for problem in problems]})
@@ -70,7 +74,11 @@ def plan(
     suite: SuiteName,
     results: Results = DEFAULT_RESULTS,
     filters: Filters = None,
+    claims: Claims = False,
     seeds: Seeds = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="How many jobs there are and how long they take, without the table.")
+    ] = False,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -78,14 +86,17 @@ def plan(
 
     Example: kdbench plan my.yaml --filter vision/kd
     """
-    found, problems = _planned(suite, results, plugin, filters, seeds, collect=as_json)
+    found, problems = _planned(suite, results, plugin, filters, claims, seeds, collect=as_json)
     if found is None:
         print_json({"ok": False, "problems": [asdict(problem) for problem in problems]})
         raise typer.Exit(ExitCode.USAGE)
     if as_json:
         print_json(plan_data(found))
         return
-    show_plan(found)
+    if summary:
+        _summary(found)
+    else:
+        show_plan(found)
     for problem in found.problems:
         complain("warning", problem)
 
@@ -94,8 +105,9 @@ def _planned(
     name: str,
     results: Path,
     plugins: Sequence[Path] | None,
-    filters: Sequence[str] | None,
-    seeds: str | None,
+    filters: Sequence[str] | None = None,
+    claims: bool = False,
+    seeds: str | None = None,
     *,
     collect: bool,
 ) -> tuple[Plan | None, list[Problem]]:
@@ -108,7 +120,7 @@ def _planned(
     try:
         chosen = None if seeds is None else parse_seeds(seeds)
         loaded = open_suite(name, registry)
-        found = make_plan(loaded, registry, results, seeds=chosen, filter=filters)
+        found = make_plan(loaded, registry, results, seeds=chosen, filter=filters, claims=claims)
     except UsageError as error:
         if not collect:
             raise
@@ -156,9 +168,17 @@ def _summary(plan: Plan) -> None:
     elif left and plan.estimate_seconds is not None:
         guess = f"about {show_duration(plan.estimate_seconds)} with {_count(plan.slots, 'job')} at a time"
         uncovered = f", and {_count(plan.unknown, 'job')} of which nothing is known" if plan.unknown else ""
-        typer.echo(f"time: {guess}, going by past outcomes{uncovered}")
+        typer.echo(f"time: {guess}, going by {_source(plan)}{uncovered}")
     for note in plan.notes:
         complain("note", note)
+
+
+def _source(plan: Plan) -> str:
+    """What an estimate goes by: outcomes of this machine, reference results, or both."""
+    own = len(plan.left) - plan.unknown - plan.lent
+    if not plan.lent:
+        return "past outcomes"
+    return f"past outcomes and, for {_count(plan.lent, 'job')}, reference results" if own else "reference results"
 
 
 def _count(number: int, what: str) -> str:
@@ -207,6 +227,7 @@ def _overview(plan: Plan) -> dict[str, Any]:
         "left": len(plan.left),
         "estimate_seconds": plan.estimate_seconds,
         "jobs_without_estimate": plan.unknown,
+        "jobs_by_reference_results": plan.lent,
         "jobs_at_a_time": plan.slots,
         "notes": [asdict(note) for note in plan.notes],
     }

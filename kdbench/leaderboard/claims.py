@@ -267,7 +267,7 @@ class _Checker:
             unit="",
             factor=1.0,
             jobs=0,
-            judgement=Judgement("undecided", 0, notes=(reason,)),
+            judgement=Judgement("undecided", 0, notes=(reason,), ran=False),
         )
 
     def _finding(self, stated: Stated, definition: _Definition) -> Finding:
@@ -293,6 +293,7 @@ class _Checker:
             factor=100.0 if percent else 1.0,
             jobs=sum(map(len, runs)),
             judgement=self._judged(stated, runs, table, direction, definition),
+            mixed=self._mixture([run for side in runs for run in side]),
         )
 
     def _table(self, metric: str, definition: _Definition, runs: Sequence[Sequence[_Run]]) -> str:
@@ -314,7 +315,7 @@ class _Checker:
         claim, values = stated.claim, self._values[table]
         problems = [side.problem for side in stated.sides if side.problem]
         if problems:
-            return Judgement("undecided", 0, notes=tuple(dict.fromkeys(problems)))
+            return Judgement("undecided", 0, notes=tuple(dict.fromkeys(problems)), ran=False)
         for side, jobs in zip(stated.sides, runs, strict=True):
             done = [run for run in jobs if run.status == "ok"]
             if done and not any((run.id, claim.metric) in values for run in done):
@@ -324,27 +325,28 @@ class _Checker:
         )
         resolution = definition.resolution(claim.metric, self._examples.get(definition.digest, 0.0))
         found = judge(claim.kind, claim.margin, subject, reference, direction, resolution)
-        notes = (*found.notes, *self._remarks(stated.sides, runs))
+        notes = (*found.notes, *self._edited(stated.sides, runs))
         reasons = self._refusals.get(definition.digest, [])
         if reasons and found.n:
             said = f"the task says that its results say nothing about methods: {'; '.join(reasons)}"
             return replace(found, verdict="undecided", notes=(said, *notes))
         return replace(found, notes=notes)
 
-    def _remarks(self, sides: Sequence[Sought], runs: Sequence[Sequence[_Run]]) -> list[str]:
-        """What a reader must know of the jobs, whatever they say."""
+    def _edited(self, sides: Sequence[Sought], runs: Sequence[Sequence[_Run]]) -> list[str]:
+        """That methods were edited after their jobs ran."""
         old = [
             side.label
             for side, jobs in zip(sides, runs, strict=True)
             if any(run.method_digest != self.registry.methods[side.key].digest for run in jobs)
         ]
-        remarks = [f"{' and '.join(dict.fromkeys(old))} ran as an earlier version"] if old else []
-        together = [run for jobs in runs for run in jobs]
-        mixed = self._mixed(frozenset(run.modules for run in together))
-        if mixed or len({run.shared for run in together}) > 1:
-            parts = ", ".join(mixed[:3]) + (", ..." if len(mixed) > 3 else "")
-            remarks.append("the jobs ran with different versions of " + (parts or "the track or the protocol"))
-        return remarks
+        return [f"{' and '.join(dict.fromkeys(old))} ran as an earlier version"] if old else []
+
+    def _mixture(self, runs: Sequence[_Run]) -> tuple[str, ...]:
+        """Parts of kdbench of which these jobs ran with different versions."""
+        mixed = self._mixed(frozenset(run.modules for run in runs))
+        if not mixed and len({run.shared for run in runs}) > 1:
+            return ("the track or the protocol",)
+        return tuple(mixed)
 
     def _mixed(self, digests: frozenset[str]) -> list[str]:
         """Modules of which these sets of modules have different versions."""

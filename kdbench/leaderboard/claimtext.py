@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SIGN = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
 """Of each verdict, for narrow tables."""
 
+MIXED = "mixed code"
+"""In a table, of findings whose jobs ran with different versions of kdbench's own code; :func:`mixture` says more."""
+
 RULE = (
     "verdicts are about our implementations, at this scale. reproduced: the whole 95 % interval, paired over all "
     "seeds that ran, is on the claim's side; not reproduced: it is on the other, or the method diverged or overspent "
@@ -82,11 +85,22 @@ def findings_table(findings: Sequence[Finding], options: str = "") -> Table:
                 plain(finding.title if finding.spec_digest else finding.task),
                 *effect(finding),
                 finding.judgement.n,
-                plain(finding.note),
+                plain("; ".join([*finding.judgement.notes, *([MIXED] if finding.mixed else [])])),
                 plain(finding.command and finding.command + options),
             ]
         )
     return columns, rows, ["effect", "95 % interval", "seeds"]
+
+
+def mixture(findings: Sequence[Finding]) -> str:
+    """What ``MIXED`` says in a table of these findings; empty where it is nowhere."""
+    mixed = [finding for finding in findings if finding.mixed]
+    if not mixed:
+        return ""
+    parts = sorted({part for finding in mixed for part in finding.mixed})
+    shown = ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
+    count = f"{len(mixed)} finding{'s' * (len(mixed) != 1)}"
+    return plain(f"{MIXED}: the jobs of {count} ran with different versions of {shown}; --json says of which")
 
 
 def conclusions_table(conclusions: Sequence[Conclusion], registry: Registry, options: str = "") -> Table:
@@ -118,9 +132,19 @@ def summary(conclusions: Sequence[Conclusion]) -> str:
     return f"{papers} paper{'s' * (papers != 1)} with claims: {parts} ({untried} of them without any job)"
 
 
-def claims_markdown(findings: Sequence[Finding]) -> str:
-    """Findings in Markdown, with the rule; empty where there is none."""
+def claims_markdown(findings: Sequence[Finding], options: str = "") -> str:
+    """Findings in Markdown, with the rule; empty where there is none. ``options`` as in :func:`findings_table`."""
     if not findings:
         return ""
-    columns, rows, right = findings_table(findings)
-    return f"{markdown(columns, rows, right)}\n{RULE}\n"
+    columns, rows, right = findings_table(findings, options)
+    parts = [markdown(columns, rows, right), f"{mixture(findings)}\n" if mixture(findings) else "", f"{RULE}\n"]
+    return "\n".join(filter(None, parts))
+
+
+def papers_markdown(
+    conclusions: Sequence[Conclusion], findings: Sequence[Finding], registry: Registry, options: str = ""
+) -> str:
+    """Papers in Markdown, then the findings on them; ``options`` as in :func:`findings_table`."""
+    columns, rows, right = conclusions_table(conclusions, registry, options)
+    parts = [f"{summary(conclusions)}\n", markdown(columns, rows, right), claims_markdown(findings, options)]
+    return "\n".join(filter(None, parts))

@@ -40,6 +40,8 @@ class Finding:
     jobs: int
     """Jobs of both sides that came to an end."""
     judgement: Judgement
+    mixed: tuple[str, ...] = ()
+    """Parts of kdbench of which the jobs ran with different versions."""
 
     @property
     def verdict(self) -> Verdict:
@@ -53,7 +55,9 @@ class Finding:
     @property
     def note(self) -> str:
         """Why it is undecided, and what else a reader must know."""
-        return "; ".join(self.judgement.notes)
+        parts = ", ".join(self.mixed[:3]) + (", ..." if len(self.mixed) > 3 else "")
+        mixture = [f"the jobs ran with different versions of {parts}"] if self.mixed else []
+        return "; ".join([*self.judgement.notes, *mixture])
 
     @property
     def command(self) -> str:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.errors import UsageError
 from kdbench.leaderboard import reading
 from kdbench.leaderboard.selection import Selection, suite_name
 from kdbench.store import duck
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 def results(
     results: str | Path = "results",
     *,
+    reference: bool = False,
     suite: str | Path | None = None,
     track: str | None = None,
     task: str | None = None,
@@ -31,10 +33,19 @@ def results(
     method's earlier versions. What leaderboards can be asked for is asked for in the same words: ``suite`` is a name
     or a YAML file; ``task`` is ``track/name`` or ``name``, with ``@scale`` for one variant; ``method`` is
     ``track/slug`` or ``slug``; ``metric`` leaves its own column alone of those of the metrics, and the tasks on which
-    some job has it, failed jobs included. Raises ``UsageError`` where nothing fits, with what is close.
+    some job has it, failed jobs included. ``reference`` reads the results that come with kdbench, in place of a
+    folder; what they were made with say ``git_commit``, ``method_digest`` and ``spec_digest``. Raises ``UsageError``
+    where nothing fits, with what is close.
     """
+    folder = Path(results)
+    if reference:
+        from kdbench.store import reference as shipped
+
+        if folder != Path("results"):
+            raise UsageError("reference=True names no folder, but results does", hint="leave one of them out")
+        folder = shipped.found().unpack()
     selection = Selection(suite_name(None if suite is None else str(suite)), track, task, method)
-    return duck.query(Path(results), lambda con: _frame(con, selection, metric))
+    return duck.query(folder, lambda con: _frame(con, selection, metric))
 
 
 def _frame(con: duckdb.DuckDBPyConnection, selection: Selection, metric: str | None) -> pd.DataFrame:

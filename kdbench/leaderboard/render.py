@@ -189,8 +189,17 @@ def refusal(board: Board) -> list[str]:
     return ["no leaderboard: these results say nothing about the methods, because", *map(plain, board.refused)]
 
 
-def boards_markdown(boards: Sequence[Board], by: str | None = None) -> str:
-    """Boards in Markdown, each with its header, rules and notes; ``by`` as for :func:`board_table`."""
+def left_out(rows: Sequence[object], at_most: int | None) -> str:
+    """How many rows are beyond the first ``at_most`` (None: all are shown); empty where none is."""
+    more = len(rows) - len(rows[:at_most])
+    return f"and {more} more method{'s' * (more != 1)}" if more else ""
+
+
+def boards_markdown(boards: Sequence[Board], by: str | None = None, at_most: int | None = None) -> str:
+    """Boards in Markdown, each with its header, rules and notes; ``by`` as for :func:`board_table`.
+
+    ``at_most``: rows of a board, the first ones.
+    """
     parts = []
     for board in boards:
         if board.refused:
@@ -198,8 +207,9 @@ def boards_markdown(boards: Sequence[Board], by: str | None = None) -> str:
             parts.append(f"**{header(board)}**\n\n{lines[0]}\n\n" + "".join(f"- {line}\n" for line in lines[1:]))
             continue
         columns, rows, right = board_table(board, by)
-        notes = "".join(f"\n- {plain(note)}" for note in [*rules(board, by), *board.notes])
-        parts.append(f"**{header(board)}**\n\n{markdown(columns, rows, right)}{notes}\n")
+        lines = [left_out(rows, at_most), *rules(board, by), *board.notes]
+        notes = "".join(f"\n- {plain(note)}" for note in lines if note)
+        parts.append(f"**{header(board)}**\n\n{markdown(columns, rows[:at_most], right)}{notes}\n")
     return "\n".join([*parts, f"{closing(by)}\n"])
 
 
@@ -238,14 +248,14 @@ def standings_table(table: Standings) -> Table:
     return columns, cells, [name for name in columns if name != "method"]
 
 
-def standings_markdown(tables: Sequence[Standings]) -> str:
-    """Tables over tasks in Markdown, with their notes and the rule."""
+def standings_markdown(tables: Sequence[Standings], at_most: int | None = None) -> str:
+    """Tables over tasks in Markdown, with their notes and the rule; ``at_most``: rows of each, the first ones."""
     from kdbench.leaderboard import aggregate
 
     parts = []
     for table in tables:
         columns, rows, right = standings_table(table)
-        body = markdown(columns, rows, right) if rows else ""
-        notes = "".join(f"\n- {plain(note)}" for note in table.notes)
+        body = markdown(columns, rows[:at_most], right) if rows else ""
+        notes = "".join(f"\n- {plain(note)}" for note in [left_out(rows, at_most), *table.notes] if note)
         parts.append(f"**{standings_header(table)}**\n\n{body}{notes}".rstrip() + "\n")
     return "\n".join([*parts, f"{aggregate.RULE}\n"])

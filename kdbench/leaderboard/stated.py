@@ -1,9 +1,10 @@
-"""What a claim names: methods with parameters, and tasks at a scale; and the suite of jobs that check it."""
+"""What a claim names: methods with parameters, and tasks at a scale; and the jobs that check it."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from kdbench.errors import UsageError
 
 if TYPE_CHECKING:
     from kdbench.discovery.records import Method
+    from kdbench.job import Job
     from kdbench.registry import Registry
 
 
@@ -129,6 +131,36 @@ def suite_of_claims(registry: Registry, method: Method, scale: str, seeds: Seque
         "methods": list(sides.values()),
         "seeds": list(seeds),
     }
+
+
+def compared(registry: Registry, jobs: Sequence[Job]) -> list[Job]:
+    """Of these jobs those that a claim of any card compares, in their order.
+
+    A claim compares the jobs of both its sides on each of its tasks on which both are among ``jobs``; one about a
+    number, those of the other side. What no claim names, as most often the floor and the ceiling of a task, is not.
+    """
+    texts: dict[int, str] = {}
+    """Parameters as text, by the identity of the mapping, which jobs of one method share."""
+    rows: dict[tuple[str, str, str], list[Job]] = defaultdict(list)
+    tasks: dict[str, dict[str, str]] = defaultdict(dict)
+    """Names by the digest of the task, by track."""
+    for job in jobs:
+        text = texts.get(id(job.params)) or texts.setdefault(id(job.params), canonical(job.params))
+        rows[job.spec_digest, job.method, text].append(job)
+        tasks[job.task.partition("/")[0]][job.spec_digest] = job.task
+    families = {job.spec_digest: str(job.spec["family"]) for job in jobs}
+    found: set[str] = set()
+    for method in registry.methods.values():
+        for stated in claims_of(registry, method) if method.track in tasks else ():
+            if any(side.problem for side in stated.sides):
+                continue
+            for digest, task in tasks[method.track].items():
+                about = task, families[digest]
+                if stated.about(*about) and stated.fits(registry, *about):
+                    both = [rows.get((digest, s.key, s.canonical), []) for s in stated.sides if s.constant is None]
+                    if all(both):
+                        found.update(job.id for side in both for job in side)
+    return [job for job in jobs if job.id in found]
 
 
 def _sought(registry: Registry, side: str | dict[str, Any] | float, track: str) -> Sought:

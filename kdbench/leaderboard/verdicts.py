@@ -67,6 +67,8 @@ class Judgement:
     """Mean paired difference in the metric's direction (positive: the subject is better), or ratio of the means."""
     notes: tuple[str, ...] = ()
     """Why it is undecided, and what else a reader must know."""
+    ran: bool = True
+    """Whether there are jobs of both sides."""
 
 
 def judge(
@@ -83,7 +85,7 @@ def judge(
     missing = [side.name for side in (subject, reference) if not side.ran]
     if missing:
         who = f"neither {missing[0]} nor {missing[1]} has" if len(missing) == 2 else f"{missing[0]} has not"
-        return Judgement("undecided", 0, notes=(f"{who} run here", *failures))
+        return Judgement("undecided", 0, notes=(f"{who} run here", *failures), ran=False)
     a, b = _paired(subject, reference)
     n = int((np.isfinite(a) & np.isfinite(b)).sum())
     effect = _effect(kind, a, b, direction, resolution) if n else None

@@ -80,6 +80,7 @@ def plan_run(
     results: str | Path = "results",
     seeds: int | Sequence[int] | None = None,
     filter: str | Sequence[str] | None = None,
+    claims: bool = False,
     workers: int | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
@@ -105,7 +106,7 @@ def plan_run(
     registry = registry if registry is not None else discover(files)
     folder = Path(results)
     several = [suites] if isinstance(suites, str | Path | Mapping) else list(suites)
-    plans = _plans(several, registry, folder, seeds, filter)
+    plans = _plans(several, registry, folder, seeds, filter, claims)
     uri = _agreed([plan.suite for plan in plans], folder, tracking)
     jobs, odd = _together(plans)
     plans[0].notes.extend(odd)
@@ -141,8 +142,9 @@ def _plans(
     results: Path,
     seeds: int | Sequence[int] | None,
     filter: str | Sequence[str] | None,
+    claims: bool,
 ) -> list[Plan]:
-    """A plan of each suite in which a job matches the filters. Raises ``UsageError`` with the problems of all."""
+    """A plan of each suite in which a job is asked for. Raises ``UsageError`` with the problems of all."""
     from kdbench.plan import make_plan
     from kdbench.resolve import open_suite
 
@@ -151,9 +153,11 @@ def _plans(
     unmatched: list[Problem] = []
     for suite in suites:
         try:
-            plans.append(make_plan(open_suite(suite, registry), registry, results, seeds=seeds, filter=filter))
+            opened = open_suite(suite, registry)
+            plans.append(make_plan(opened, registry, results, seeds=seeds, filter=filter, claims=claims))
         except UsageError as error:
-            elsewhere = len(suites) > 1 and all(problem.place == "--filter" for problem in error.problems)
+            choices = {problem.place for problem in error.problems} <= {"--filter", "--claims"}
+            elsewhere = len(suites) > 1 and choices
             (unmatched if elsewhere else problems).extend(error.problems)
     if problems or not plans:
         raise UsageError(_each(problems or unmatched) or [Problem("", "a run needs at least one suite")])

@@ -8,7 +8,7 @@ leaves whole jobs alone, and the same import again brings the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -132,7 +132,7 @@ def _bring(source: Source, place: Path, results: Path, taken: Taken) -> None:
     if not wanted:
         return
     attempts.require_writable(results)
-    origin = {"from": str(place), "at": utcnow().isoformat(timespec="seconds")}
+    origin = _origin(place)
     for arrival in source.arrivals(wanted):
         id = arrival.outcome.id
         end = _write(results, arrival, origin)
@@ -142,6 +142,10 @@ def _bring(source: Source, place: Path, results: Path, taken: Taken) -> None:
             (taken.new if id in taken.new else taken.better).remove(id)
             (taken.busy if end == "busy" else taken.known).append(id)
     attempts.settle(results)
+
+
+def _origin(place: Path) -> dict[str, Any]:
+    return {"from": str(place), "at": utcnow().isoformat(timespec="seconds")}
 
 
 def _write(results: Path, arrival: Arrival, origin: Mapping[str, Any]) -> Literal["whole", "bare", "known", "busy"]:
@@ -156,18 +160,59 @@ def _write(results: Path, arrival: Arrival, origin: Mapping[str, Any]) -> Litera
         if outcome.status != "ok" and spool.has_checkpoint(claim.folder):
             return "busy"  # a failure elsewhere is no reason to give up what was trained here
         folder = claim.clear()
-        arrival.fill(folder)
-        behind = set(outcome.artifacts)
-        outcome.artifacts = spool.artifacts(folder)
-        behind.difference_update(outcome.artifacts)
-        before = outcome.provenance.get(ORIGIN)
-        outcome.provenance[ORIGIN] = {
-            **origin,
-            **({"without": sorted(behind)} if behind else {}),
-            **({"before": before} if before else {}),
-        }
+        behind = _fill(folder, arrival, origin)
         spool.write_outcome(folder, outcome)
         claim.publish()
     finally:
         claim.release()
     return "bare" if behind else "whole"
+
+
+def _fill(folder: Path, arrival: Arrival, origin: Mapping[str, Any]) -> set[str]:
+    """Write what there is of a job into an empty folder, but for its outcome, which then says where it came from.
+
+    Returns which files stayed behind.
+    """
+    outcome = arrival.outcome
+    arrival.fill(folder)
+    behind = set(outcome.artifacts)
+    outcome.artifacts = spool.artifacts(folder)
+    behind.difference_update(outcome.artifacts)
+    before = outcome.provenance.get(ORIGIN)
+    outcome.provenance[ORIGIN] = {
+        **origin,
+        **({"without": sorted(behind)} if behind else {}),
+        **({"before": before} if before else {}),
+    }
+    return behind
+
+
+def unpack(places: Sequence[Path], results: Path) -> int:
+    """Fill ``results``, a folder that nobody else knows of yet, with the outcomes of all places; returns their number.
+
+    Of a job that several places have the first outcome counts, unless it is not ok and a later one is. As nothing here
+    can be lost, jobs are not claimed and nothing waits for the disk, which is most of what an import takes. Raises
+    ``UsageError`` for a source in which anything is wrong, and then what is in ``results`` is of no use.
+    """
+    known: dict[str, str] = {}
+    for place in places:
+        with sources.opened(place) as source:
+            origin = _origin(place)
+            for arrival in source.arrivals(source.ids()):
+                outcome = arrival.outcome
+                before = known.get(outcome.id)
+                if before is not None and (before == "ok" or outcome.status != "ok"):
+                    continue
+                folder = spool.job_folder(results, outcome.id)
+                folder.mkdir(parents=True, exist_ok=True)
+                spool.empty(folder)
+                _fill(folder, arrival, origin)
+                spool.write_outcome(folder, outcome, durable=False)
+                known[outcome.id] = outcome.status
+            for suite, of_suite in source.members().items():
+                membership.join(results, suite, of_suite)
+    problems: list[Problem] = []
+    duck.sync(results, problems=problems)
+    if problems:
+        raise UsageError(problems)
+    return len(known)

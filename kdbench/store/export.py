@@ -42,6 +42,14 @@ TABLES = ("jobs", "tasks", "task_metrics", "metrics", "costs", "curves", "suites
 LOCAL = {"jobs": ("stamp",)}
 """Columns that mean something in the results folder alone."""
 
+PLACES = {
+    "asked": (r'"method_file":"/(?:[^"]*/)?([^/"]*)"', r'"method_file":"\1"'),
+    "provenance": (r'"from": "/(?:[^"]*/)?([^/"]*)"', r'"from": "\1"'),
+    "traceback": (r'File "/(?:[^"]*/)?([^/"]+/[^/"]+)"', r'File "\1"'),
+}
+"""Of texts that name folders of this machine, which say nothing elsewhere and may name people: a pattern, and what of
+it is written. The file of a method, what an import came from, and the files of a traceback with one folder each."""
+
 _ORDER = {"tasks": "spec_digest", "task_metrics": "spec_digest", "suites": "suite"}
 """By which column the rows of a table are sorted; those that are missing here by the job."""
 
@@ -185,9 +193,7 @@ def _copy(con: duckdb.DuckDBPyConnection, work: Path, format: Format, selection:
     rows = {}
     for table in TABLES:
         key = "spec_digest" if table in ("tasks", "task_metrics") else "id"
-        # JSON as text: the type that every reader of Parquet knows
-        names = ", ".join(f'"{name}"::VARCHAR AS "{name}"' if kind == "JSON" else f'"{name}"'
-                          for name, kind in columns(table).items())  # fmt: skip
+        names = ", ".join(f'{_written(name, kind)} AS "{name}"' for name, kind in columns(table).items())
         query = (
             f"SELECT {names} FROM store.{table} WHERE {key} IN (SELECT {key} FROM chosen) "
             f"ORDER BY {_ORDER.get(table, 'id')}, rowid"
@@ -197,6 +203,15 @@ def _copy(con: duckdb.DuckDBPyConnection, work: Path, format: Format, selection:
         assert found is not None
         rows[table] = int(found[0])
     return rows
+
+
+def _written(name: str, kind: str) -> str:
+    """A column as it is written. JSON is text: the type that every reader of Parquet knows."""
+    value = f'"{name}"::VARCHAR' if kind == "JSON" else f'"{name}"'
+    if name not in PLACES:
+        return value
+    pattern, kept = map(schema.quoted, PLACES[name])
+    return f"regexp_replace({value}, {pattern}, {kept}, 'g')"
 
 
 def _put(work: Path, folder: Path, format: Format, rows: Mapping[str, int], selection: Mapping[str, str]) -> Manifest:

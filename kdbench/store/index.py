@@ -51,6 +51,10 @@ class Likeness(NamedTuple):
     def of(cls, job: Job) -> Likeness:
         return cls(job.resources.on_gpu, job.task, job.scale, job.method, job.spec_digest, job.label)
 
+    @property
+    def track(self) -> str:
+        return self.task.partition("/")[0]
+
     def kinds(self) -> tuple[Hashable, ...]:
         """What outcomes are alike in, the most alike first: all but the seed, then other parameters, then other sizes
         of the task, then any method on it. Nothing that ran on a CPU is like what runs on a GPU."""

@@ -58,19 +58,20 @@ def job_folder(results: Path, id: str) -> Path:
     return jobs_folder(results) / id
 
 
-def write_outcome(folder: Path, outcome: Outcome) -> Path:
+def write_outcome(folder: Path, outcome: Outcome, *, durable: bool = True) -> Path:
     """Write ``outcome.json`` into the job's ``folder``, whole or not at all, and replace one that is there.
 
     The content is on the disk before the name appears; the name itself gets there within seconds, or when the names of
     all finished jobs do (:func:`kdbench.schedule.attempts.settle`). Values that are not finite are written as the
     strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, so that the file is JSON for every reader. Raises ``OSError``
-    where the folder cannot be written; nothing is left behind then.
+    where the folder cannot be written; nothing is left behind then. ``durable``: False leaves the time at which the
+    content is on the disk to the system, for a whole folder of outcomes that counts for nothing until it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / OUTCOME
     # out of jobs/ itself: the time of that folder then changes with the outcome, which is how stores see news
     beside = folder.parent if folder.parent.name == JOBS else folder
-    write_whole(path, _json(outcome) + "\n", beside, settled=False)
+    write_whole(path, _json(outcome) + "\n", beside, settled=False, durable=durable)
     return path
 
 
@@ -92,11 +93,13 @@ def _encodable(value: Any) -> Any:
     return value
 
 
-def write_whole(path: Path, text: str, beside: Path | None = None, *, settled: bool = True) -> None:
+def write_whole(
+    path: Path, text: str, beside: Path | None = None, *, settled: bool = True, durable: bool = True
+) -> None:
     """Write a file whole or not at all: its content is on the disk before its name appears.
 
     ``beside``: folder, on the same disk, for the temporary file; default: that of the file. ``settled``: return only
-    when the name is on the disk, too.
+    when the name is on the disk, too. ``durable``: see :func:`write_outcome`.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent if beside is None else beside)
     try:
@@ -104,7 +107,8 @@ def write_whole(path: Path, text: str, beside: Path | None = None, *, settled: b
             os.fchmod(file.fileno(), 0o644)
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

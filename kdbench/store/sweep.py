@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kdbench.store import duck, packs, runs, spool
+from kdbench.store import duck, packs, reference, runs, spool
 
 RUNS = 20
 """Runs, the latest ones, whose state is kept."""
@@ -67,13 +67,18 @@ def _runs(results: Path, quiet: float) -> Iterator[Remains]:
 
 
 def of_cache(root: Path, largest: int, quiet: float = HOUR) -> Iterator[Remains]:
-    """Remains in the cache: half-made and damaged entries, and of the whole ones those unused for longest.
+    """Remains in the cache: half-made and damaged entries, and of the whole ones those unused for longest; and what
+    was unpacked of earlier reference results.
 
     ``largest``: bytes that the whole entries may take; of what is beyond, the least recently used go first.
     """
     for work in sorted(root.glob("[!.]*/.*-*")):
         if _age(work) >= quiet:
             yield Remains(work, _size(work), "half-made cache entry")
+    for results in reference.outdated(root):
+        # reading them changes nothing but their mark
+        if time.time() - (results / reference.MARK).stat().st_mtime >= quiet:
+            yield Remains(results, _size(results), "earlier reference results", reference.lock_of(results))
     whole: list[tuple[float, Remains]] = []
     for folder, entry in packs.entries(root):
         lock = folder.with_suffix(".lock")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -11,9 +13,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kdbench.cli import make_app
-from kdbench.store import membership, spool
+from kdbench.leaderboard.selection import Selection
+from kdbench.store import export, membership, spool
 from tests.helpers.claims import compare, ran, write_paper
 from tests.helpers.outcomes import put
+from tests.helpers.reference import come_with
 from tests.helpers.suites import registry_of
 from tests.toytrack import EXTENSION
 
@@ -96,6 +100,8 @@ def test_claims_for_programs(here):
         (["--run"], "--run needs the names of methods"),
         (["new", "--seeds", "3"], "add --run"),
         (["new", "--run", "--seeds", "many"], "neither a number of seeds"),
+        (["new", "--json", "--format", "md"], "--json prints JSON of its own form"),
+        (["--summary", "--format", "parquet"], "a Parquet file needs a name"),
         (["new", "--run", "--scale", "paper"], "claim 1 cannot be checked: no task of the claim (line) has the scale"),
     ],
 )
@@ -162,3 +168,77 @@ def test_listing_imports_no_torch(here):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+# --- the ledger, formats, and results that come with kdbench ----------------------------------------------------------
+
+
+def test_a_summary_counts_papers_and_claims_by_track(here):
+    done = here.call("--track", "toy", "--summary")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    verdicts = "reproduced not reproduced undecided not run"
+    assert lines[0].split() == f"track papers {verdicts} claims on tasks {verdicts}".split()
+    assert lines[1].split() == ["toy", *["2", "0", "1", "1", "0"], *["3", "1", "1", "0", "1"]]
+    assert len(lines) == 4
+    data = json.loads(here.call("--track", "toy", "--summary", "--json").stdout)
+    assert data["scale"] == "cpu"
+    assert [row["what"] for row in data["ledger"]] == ["papers", "claims on tasks"]
+    whole = here.call("--summary", "--format", "md").stdout.splitlines()
+    assert "| toy | 2 | 0 | 1 | 1 | 0 | 3 | 1 | 1 | 0 | 1 |" in whole
+    assert any(line.startswith("| all |") for line in whole)
+
+
+def test_findings_come_in_the_formats_of_boards(here, tmp_path):
+    rows = list(csv.DictReader(io.StringIO(here.call("new", "--format", "csv").stdout)))
+    assert [(row["task"], row["verdict"], row["n"]) for row in rows] == [
+        ("toy/line", "reproduced", "5"),
+        ("toy/bare", "undecided", "0"),
+    ]
+    page = tmp_path / "claims.md"
+    done = here.call("new", "--output", str(page))
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "| ✓ reproduced | toy/new | 1: new < old |" in page.read_text()
+
+
+@pytest.fixture
+def reference(here, tmp_path, monkeypatch) -> Here:
+    """The same results, as such that come with kdbench; no folder is named."""
+    folder = come_with(monkeypatch, tmp_path / "reference")
+    export.export(here.results, folder / "toy", "parquet", Selection())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "cache"))
+    return here
+
+
+def call_reference(here: Here, *arguments: str) -> Result:
+    options = ["--plugin", str(EXTENSION), "--plugin", str(here.methods)]
+    return CliRunner().invoke(make_app(), ["claims", *arguments, "--reference", *options])
+
+
+def test_reference_results_are_judged_and_what_to_type_is_about_ones_own(reference):
+    done = call_reference(reference, "new")
+    assert done.exit_code == 0, done.output
+    own = reference.call("new").stdout
+    assert done.stdout == own.replace(f" --results {reference.results}", "")
+    notes = done.stderr.splitlines()
+    assert notes[0] == "note: unpacking 10 reference results, once"
+    assert notes[1].startswith("note: reference results: 10 jobs, commit abc123, until 2026-01-02; all with other code")
+    assert len(notes) == 2
+    assert len(call_reference(reference, "new", "--json").stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["new", "--run"], "no jobs are added to the results that come with kdbench"),
+        (["new", "--results", "results"], "--results names a folder, and --reference none"),
+    ],
+)
+def test_reference_results_stand_alone(reference, arguments, message):
+    done = call_reference(reference, *arguments)
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith("error: --reference: ")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not Path("cache", "reference-results").exists()

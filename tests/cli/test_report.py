@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from kdbench.cli import make_app
 from kdbench.leaderboard.report import assets
 from tests.helpers.outcomes import grid, put
+from tests.helpers.reference import come_with, ship
 
 
 @pytest.fixture
@@ -28,6 +29,18 @@ def test_a_site_is_written_and_the_page_to_open_is_named(run, tmp_path):
     data = json.loads(run("--results", tmp_path / "results", "--out", tmp_path / "site", "--json").stdout)
     assert data["pages"] == len(list((tmp_path / "site").rglob("*.html")))
     assert data["index"] == str(tmp_path / "site" / "index.html")
+
+
+def test_a_site_of_reference_results(run, tmp_path, monkeypatch):
+    folder = come_with(monkeypatch, tmp_path / "reference")
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "cache"))
+    ship(folder, "vision", grid({"kd": [0.5, 0.6]}))
+    ship(folder, "llm", grid({"sft": [0.5]}, task="llm/text"))
+    done = run("--reference", "--out", tmp_path / "site")
+    assert done.exit_code == 0, done.output
+    assert {path.stem for path in (tmp_path / "site" / "tracks").iterdir()} == {"vision", "llm"}
+    assert "note: reference results: 3 jobs" in done.stderr
+    assert run("--reference", "--results", tmp_path, "--out", tmp_path / "site").exit_code == 2
 
 
 @pytest.mark.parametrize(

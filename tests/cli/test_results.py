@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kdbench.cli import make_app
-from kdbench.store import spool
+from kdbench.leaderboard.selection import Selection
+from kdbench.store import export, spool
 from tests.helpers.outcomes import grid, make_job, make_outcome, put
+from tests.helpers.reference import come_with
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,80 @@ def test_rules_are_printed_under_each_board(results: Path) -> None:
     assert "failed jobs: a method with a job that failed" in text
 
 
+def test_the_top_of_each_table(results: Path) -> None:
+    whole = call(results, "leaderboard").stdout
+    cut = call(results, "leaderboard", "--top", "2").stdout
+    labels = ("teacher", "kd ", "no_kd")
+    assert [sum(label in line for line in whole.splitlines()[2:6]) for label in labels] == [1, 1, 1]
+    assert [sum(label in line for line in cut.splitlines()[2:4]) for label in labels] == [1, 1, 0]
+    assert "  and 2 more methods: leave --top out\n" in cut
+    assert "- and 2 more methods\n" in call(results, "leaderboard", "--top", "2", "-f", "md").stdout
+    assert "more method" not in call(results, "leaderboard", "--top", "4").stdout
+    for form in ("table", "md"):
+        overall = call(results, "leaderboard", "--overall", "--top", "3", "-f", form).stdout
+        assert "and 1 more method\n" in overall
+        assert "kd" in overall
+
+
+@pytest.fixture
+def shipped(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same results as such that come with kdbench, in a folder without any."""
+    folder = come_with(monkeypatch, tmp_path / "reference")
+    export.export(results, folder / "vision", "parquet", Selection())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+VERBS = [
+    ["leaderboard"],
+    ["leaderboard", "--overall"],
+    ["leaderboard", "--format", "json"],
+    ["compare", "kd", "no_kd", "--json"],
+    ["sql", "SELECT label, score FROM jobs ORDER BY ALL"],
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: " ".join(verb[:2]))
+def test_reference_results_are_read_as_any_others(results: Path, shipped: Path, verb: list[str]) -> None:
+    first, second = (CliRunner().invoke(make_app(), [*verb, "--reference"]) for _ in range(2))
+    assert first.exit_code == 0, first.output
+    if "compare" not in verb:  # examples stay behind
+        assert first.stdout == call(results, *verb).stdout
+    assert second.stdout == first.stdout
+    note = "note: reference results: 10 jobs, commit abc123, until 2026-01-02; "
+    assert first.stderr.splitlines()[0] == "note: unpacking 10 reference results, once"
+    assert [line.startswith(note) for line in second.stderr.splitlines()] == [True]
+    assert not Path("results").exists()
+
+
+def test_a_reference_job_is_shown(shipped: Path) -> None:
+    done = CliRunner().invoke(make_app(), ["show", make_job("kd", 1).id[:10], "--reference"])
+    assert done.exit_code == 0, done.output
+    assert "vision/kd" in done.stdout
+    assert f"from {shipped / 'vision'}" in done.stdout
+
+
+@pytest.mark.parametrize("verb", [*VERBS, ["show", "abc"]], ids=lambda verb: " ".join(verb[:2]))
+def test_reference_results_and_a_folder_are_too_much(results: Path, shipped: Path, verb: list[str]) -> None:
+    done = call(results, *verb, "--reference")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == "error: --reference: --results names a folder, and --reference none (leave one out)\n"
+
+
+def test_reference_results_that_are_not_there_or_damaged_are_one_line(shipped: Path) -> None:
+    (shipped / "vision" / "costs.parquet").write_bytes(b"PAR1")
+    done = CliRunner().invoke(make_app(), ["leaderboard", "--reference"])
+    assert done.exit_code == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: reference/vision/costs.parquet: is not the file that was exported")
+    shutil.rmtree(shipped)
+    done = CliRunner().invoke(make_app(), ["leaderboard", "--reference"])
+    assert done.exit_code == 2
+    assert "--reference: no reference results come with this installation" in done.stderr
+    assert "Traceback" not in done.output
+
+
 def test_leaderboard_for_programs(results: Path, tmp_path: Path) -> None:
     import pandas as pd
 
@@ -81,6 +158,7 @@ def test_leaderboard_for_programs(results: Path, tmp_path: Path) -> None:
         (["leaderboard", "--by", "train_second"], "did you mean 'train_seconds'"),
         (["leaderboard", "--overall", "--by", "flops"], "leave --overall out"),
         (["leaderboard", "--overall", "--mix-budgets"], "one budget of each"),
+        (["leaderboard", "--top", "2", "-f", "csv"], "csv has all rows"),
         (["leaderboard", "-f", "csv", "-o", "/nowhere/at/all.csv"], "cannot be written"),
         (["compare", "kd", "kdd"], "did you mean 'kd'"),
         (["sql", "COPY jobs TO 'x.csv'"], "read-only"),

@@ -15,9 +15,10 @@ import pytest
 from kdbench.cli.results import print_boards
 from kdbench.cli.run import ROWS
 from kdbench.leaderboard.boards import Selection, load_boards
-from kdbench.store import duck
+from kdbench.store import duck, spool
+from tests.helpers.claims import compare, write_paper
 from tests.helpers.outcomes import grid, put
-from tests.toytrack import EXTENSION, write_method
+from tests.toytrack import EXTENSION, PLAIN, write_method
 
 KDBENCH = [sys.executable, "-c", "from kdbench.cli import main; main()"]
 
@@ -103,6 +104,25 @@ def test_several_suites_are_one_run_with_a_summary_of_each(command, tmp_path):
     assert refused.returncode == 2
     errors = [line for line in refused.stderr.splitlines() if line.startswith("error: two.yaml:")]
     assert len(errors) == 3, "the name, the executor and the tracking"
+
+
+def test_only_what_claims_compare_runs_and_a_suite_without_any_is_left_out_of_several(command, tmp_path):
+    start = command("plain", "old", "new", seeds=1)
+    for slug in ("new", "old"):
+        (tmp_path / "m" / f"{slug}.py").unlink()
+    write_paper(tmp_path / "m", "new", compare("new", "old", tasks=["bare"]), body=PLAIN)
+    write_paper(tmp_path / "m", "old", body=PLAIN)
+    done = go(start, tmp_path, "--claims")
+    assert done.returncode == 0, done.stderr
+    assert "mine: 2 jobs: 2 ok (2 of them now)" in done.stdout
+    assert sorted(outcome.job.label for outcome in spool.iter_outcomes(tmp_path / "results")) == ["new", "old"]
+
+    (tmp_path / "two.yaml").write_text("tasks: [toy/bare@smoke]\nmethods: [plain]\nseeds: 3\ntracking: false\n")
+    both = json.loads(go([*start[:5], "two.yaml", *start[5:]], tmp_path, "--claims", "--dry-run", "--json").stdout)
+    assert (both["suite"], both["job_count"], both["to_run"]) == ("mine", 2, [])
+    alone = go([*start[:4], "two.yaml", *start[5:]], tmp_path, "--claims")
+    assert alone.returncode == 2
+    assert "--claims: no claim of a card compares jobs of this suite" in alone.stderr
 
 
 def test_failed_jobs_are_exit_code_1_with_the_commands_to_look_and_to_retry(command, tmp_path):

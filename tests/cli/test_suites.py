@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from kdbench.cli import make_app
+from kdbench.plan import make_plan
+from kdbench.registry import discover
+from kdbench.suite import load_suite
+from tests.helpers.claims import compare, write_paper
+from tests.helpers.outcomes import make_outcome, put
+from tests.helpers.reference import come_with, ship
 from tests.helpers.suites import write_methods
 from tests.toytrack import EXTENSION
 
@@ -134,6 +141,37 @@ def test_plan_takes_seeds_and_filters(kdbench):
     ]
     assert kdbench("plan", GOOD, "--filter", "none").exit_code == 2
     assert kdbench("plan", GOOD, "--seeds", "x").exit_code == 2
+
+
+def test_plan_takes_what_claims_compare_and_says_so_where_nothing_is(kdbench, methods):
+    write_paper(methods, "claims_tuned", compare("claims_tuned", "tuned", tasks=["bare"]))
+    try:
+        content = GOOD.replace("plain", "claims_tuned, tuned")
+        shown = kdbench("plan", content, "--claims", "--summary")
+        assert shown.exit_code == 0, shown.output
+        assert shown.stdout.startswith("suite: 4 jobs (1 task, 2 methods, 2 seeds): 0 done, 4 left\n")
+        assert "toy/bare@smoke  " not in shown.stdout, "the table"
+        none = kdbench("plan", GOOD, "--claims")
+        assert none.exit_code == 2
+        assert none.stderr.startswith("error: --claims: no claim of a card compares jobs of this suite")
+    finally:
+        (methods / "claims_tuned.py").unlink()
+
+
+def test_plan_says_by_what_the_time_is_estimated(kdbench, methods, tmp_path, monkeypatch):
+    folder = come_with(monkeypatch, tmp_path / "reference")
+    assert "time: unknown" in kdbench("plan", GOOD, "--summary").stdout
+    jobs = make_plan(load_suite(tmp_path / "suite.yaml"), discover([EXTENSION, methods]), tmp_path / "results").jobs
+    on_line = [job for job in jobs if job.task == "toy/line"]
+    ship(folder, "toy", [make_outcome(job, 0.5, minutes=60) for job in on_line])
+    lent = kdbench("plan", GOOD, "--summary").stdout
+    assert re.search(r"time: about .* going by reference results, and 6 jobs of which nothing is known\n", lent)
+    data = json.loads(kdbench("plan", GOOD, "--json").stdout)
+    assert (data["jobs_by_reference_results"], data["jobs_without_estimate"]) == (6, 6)
+    bare = next(job for job in jobs if job.task == "toy/bare")
+    put(tmp_path / "results", make_outcome(bare, 0.5))
+    both = kdbench("plan", GOOD, "--summary").stdout
+    assert "going by past outcomes and, for 6 jobs, reference results\n" in both
 
 
 @pytest.mark.parametrize("verb", ["check", "plan"])

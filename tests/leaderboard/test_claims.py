@@ -139,6 +139,28 @@ def test_failures_and_missing_jobs_are_told(world):
     assert "diverged or overspent on 3 of the 5 seeds" in here.finding().note
 
 
+def test_a_claim_ran_where_both_sides_have_a_job(world):
+    here = world(compare("new", "old"), compare("new", 0.5), compare("new", "gone"), compare("only", "old"))
+    here.ran("new", BETTER)
+    assert [finding.judgement.ran for finding in here.findings()] == [False, True, False, False]
+    here.ran("old", ["failed"])
+    assert [finding.judgement.ran for finding in here.findings()] == [True, True, False, False]
+
+
+def test_papers_in_markdown_are_followed_by_their_findings(world):
+    here = world(compare("new", "old"))
+    here.ran("new", BETTER)
+    here.ran("old", OLD)
+    found = here.findings()
+    text = claimtext.papers_markdown(conclude(found), found, here.registry, " --results there")
+    lines = text.splitlines()
+    assert lines[0].startswith("1 paper with claims: 1 reproduced")
+    assert [line.count("✓ reproduced") for line in lines if line.startswith("| ✓")] == [1, 1]
+    assert text.count("kdbench claims --run toy/new --results there") == 2
+    assert claimtext.RULE in text
+    assert claimtext.RULE not in claimtext.papers_markdown(conclude(found), [], here.registry)
+
+
 def test_interrupted_jobs_did_not_run(world):
     here = world(compare("new", "old"))
     here.ran("new", ["interrupted"] * 5)
@@ -162,6 +184,21 @@ def test_mixtures_of_kdbenchs_own_code_are_marked(world):
     here.ran("old", OLD, modules="m1")
     assert here.finding().verdict == "reproduced"
     assert here.finding().note == "the jobs ran with different versions of kdbench.task"
+
+
+def test_a_table_says_mixtures_in_two_words_and_once_of_what(world):
+    here = world(compare("new", "old"), compare("new", HALF))
+    here.ran("new", BETTER, modules="m0")
+    here.ran("old", OLD, modules="m1")
+    here.ran("new", OLD, params=HALF["params"], modules="m0")
+    found = here.findings()
+    assert [finding.mixed for finding in found] == [("kdbench.task",), ()]
+    columns, rows, _ = claimtext.findings_table(found)
+    assert [row[columns.index("why")] for row in rows] == ["mixed code", ""]
+    said = "mixed code: the jobs of 1 finding ran with different versions of kdbench.task; --json says of which"
+    assert claimtext.mixture(found) == said
+    assert said in claimtext.claims_markdown(found).splitlines()
+    assert claimtext.mixture(found[1:]) == ""
 
 
 def test_a_task_that_refuses_a_leaderboard_decides_nothing(world):

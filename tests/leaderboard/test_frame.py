@@ -11,6 +11,7 @@ from kdbench.leaderboard import frame
 from kdbench.store import duck, membership
 from kdbench.store.exchange import take_over
 from tests.helpers.outcomes import grid, make_job, make_outcome, make_spec, put
+from tests.helpers.reference import come_with, ship
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +59,14 @@ def test_imported_results_are_in_the_frame(results: Path, tmp_path: Path) -> Non
     mine = table[table["label"] != "mine"].reset_index(drop=True)
     assert mine["metrics.top1"].equals(same["metrics.top1"])
     assert frame.results(tmp_path, suite="mine")["id"].tolist() == frame.results(results, suite="mine")["id"].tolist()
+
+
+def test_reference_results_are_in_the_frame(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = come_with(monkeypatch, tmp_path / "reference")
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "cache"))
+    ship(folder, "vision", grid({"kd": [0.5, None], "no_kd": [0.4, 0.3]}))
+    table = frame.results(reference=True, method="kd")
+    assert table["metrics.top1"].tolist()[:1] == [0.5]
+    assert table["git_commit"].tolist() == ["abc123"] * 2
+    with pytest.raises(UsageError, match="leave one of them out"):
+        frame.results(results, reference=True)

@@ -148,6 +148,28 @@ def test_everything_arrives_and_says_where_it_is_from(theirs: Path, tmp_path: Pa
     assert taken.bare == ([] if kind == "folder" else taken.new)
 
 
+def test_an_export_names_no_folders_of_the_machine_that_wrote_it(tmp_path: Path) -> None:
+    job = make_job("kd", 0).model_copy(update={"method_file": Path("/home/me/secret/methods/kd.py")})
+    outcome = make_outcome(job, status="failed")
+    assert outcome.error is not None
+    outcome.error.traceback = 'File "/home/me/secret/methods/kd.py", line 3'
+    outcome.provenance["imported"] = {
+        "from": "/home/me/secret/there",
+        "before": {"from": "/home/me/secret", "without": ["a/b"]},
+    }
+    put(tmp_path / "results", outcome)
+    for form in export.FORMATS:
+        export.export(tmp_path / "results", tmp_path / form, form, Selection())
+        take_over(tmp_path / form, tmp_path / f"from-{form}")
+        arrived = read(tmp_path / f"from-{form}", job.id)
+        assert arrived.error is not None
+        assert arrived.job.method_file == Path("kd.py")
+        assert arrived.error.traceback == 'File "methods/kd.py", line 3'
+        before = arrived.provenance["imported"]["before"]
+        assert before == {"from": "there", "before": {"from": "secret", "without": ["a/b"]}}
+        assert take_over(tmp_path / form, tmp_path / "results").known == [job.id]
+
+
 @kinds
 def test_a_second_import_changes_nothing(theirs: Path, tmp_path: Path, kind: str) -> None:
     source = source_of(theirs, kind, tmp_path)
