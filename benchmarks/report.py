@@ -7,18 +7,17 @@ process of its own, from a store that is up to date. See ``benchmarks/README.md`
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import measure
 import typer
+from compare import spent
 from measure import Failed
 from rich.console import Console
 from rich.table import Table
@@ -26,32 +25,6 @@ from scheduler import Row, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 KB, MB = 1e3, 1e6
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What a command took."""
-
-    wall: float
-    """Seconds."""
-    cpu: float
-    """Seconds of processor time, in the system too."""
-    peak: float
-    """Largest resident size, bytes."""
-
-
-def spent(command: Sequence[str]) -> Spent:
-    """Run a command; raises ``Failed`` where it fails."""
-    with tempfile.TemporaryFile("w+") as said:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall = time.perf_counter() - started
-        if process.returncode:
-            said.seek(0)
-            raise Failed(f"exit code {process.returncode}: {' '.join(command)}\n{said.read()[-4000:]}")
-    return Spent(wall, used.ru_utime + used.ru_stime, 1024.0 * used.ru_maxrss)
 
 
 def rows(folder: Path, sizes: tuple[int, int, int]) -> Iterator[Row]:

@@ -162,11 +162,11 @@ def test_the_site_of_a_few_results_is_measured():
 
 
 def test_a_command_that_fails_is_no_measurement(measure):
-    import report
+    import compare
 
     with pytest.raises(measure.Failed, match="exit code 3"):
-        report.spent([sys.executable, "-c", "raise SystemExit(3)"])
-    spent = report.spent([sys.executable, "-c", "sum(range(10**6))"])
+        compare.spent([sys.executable, "-c", "raise SystemExit(3)"])
+    spent = compare.spent([sys.executable, "-c", "sum(range(10**6))"])
     assert 0 < spent.cpu < spent.wall + 1
     assert spent.peak > 1e6
 

@@ -22,12 +22,22 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return vocabulary_loss
 
 
-def test_a_small_case_from_the_command_line():
+def test_a_small_case_from_the_command_line(tmp_path: Path):
+    file = tmp_path / "found.json"
     sizes = ["--vocabulary", "64", "--positions", "6", "--width", "8", "--teacher-width", "12", "--rounds", "1"]
-    command = [sys.executable, str(BENCHMARKS / "vocabulary_loss.py"), *sizes, "--loss", "srkl", "--no-peers", "--json"]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "vocabulary_loss.py"),
+        *sizes,
+        "--loss",
+        "srkl",
+        "--no-peers",
+        "--json",
+        str(file),
+    ]
     done = subprocess.run([*command, "--dtype", "float32"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said = json.loads(file.read_text())
     assert [(row["vocabulary"], row["loss"], row["way"]) for row in said["rows"]] == [
         (64, "srkl", "plain"),
         (64, "srkl", "kdbench"),
@@ -53,8 +63,9 @@ def test_a_step_that_fails_says_why(bench):
 def planted(bench):
     def make(memory: float, seconds: float, vocabulary: int = 1 << 17) -> list:
         known = {"vocabulary": vocabulary, "dtype": "float32", "loss": "fkl", "error": 0.0}
-        plain = bench.Row(**known, way="plain", peak=1e9, cpu=(2.0, 1.0, 3.0), wall=(9.0, 9.0, 9.0))
-        times = {"cpu": (seconds, seconds, seconds), "wall": (1.0, 1.0, 1.0)}
+        spread = bench.Spread
+        plain = bench.Row(**known, way="plain", peak=1e9, cpu=spread(2.0, 1.0, 3.0), wall=spread(9.0, 9.0, 9.0))
+        times = {"cpu": spread(seconds, seconds, seconds), "wall": spread(1.0, 1.0, 1.0)}
         return [plain, bench.Row(**known, way="kdbench", peak=1e9 * memory, **times)]
 
     return make

@@ -270,8 +270,11 @@ def _mixtures(jobs: Sequence[BoardJob], modules: Mapping[str, Mapping[str, str]]
     newest: dict[str, str] = {}
     track_version = max(job.track_version for job in jobs)
     protocol = max(job.protocol for job in jobs)
+    last = None
     for job in sorted(jobs, key=lambda job: job.finished_at):
-        newest.update(modules.get(job.modules_digest, {}))
+        if job.modules_digest != last:  # most are of the same set as the one before, which changes nothing
+            last = job.modules_digest
+            newest.update(modules.get(last, {}))
     by_set = {
         key: [module for module, digest in modules.get(key, {}).items() if newest[module] != digest]
         for key in {job.modules_digest for job in jobs}

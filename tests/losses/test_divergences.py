@@ -117,6 +117,11 @@ def test_another_tokenizer_is_not_taken_for_padding():
 
 
 @pytest.mark.parametrize("loss", EACH)
+def test_no_rows_are_no_values(loss):
+    assert loss(logits(0, 6), logits(0, 6)).shape == (0,)
+
+
+@pytest.mark.parametrize("loss", EACH)
 def test_impossible_entries_leave_value_and_gradient_finite_and_count_for_nothing_where_both_have_them(loss):
     student, teacher = logits(3, 6), logits(3, 6, seed=1)
     padded_student, padded_teacher = (F.pad(z, (0, 1), value=-math.inf) for z in (student, teacher))
