@@ -220,12 +220,14 @@ class Surroundings:
         self.machine = machine()
         self._before = self._busy(), self._ours(), time.perf_counter()
 
-    def end(self) -> str:
-        """One line for people; to be asked when all processes of the measurement have ended."""
+    def busy(self) -> float:
+        """Cores that other programs kept busy; to be asked when all processes of the measurement have ended."""
         busy, ours, now = self._busy(), self._ours(), time.perf_counter()
-        others = max(0.0, (busy - self._before[0]) - (ours - self._before[1]))
-        cores = others / (now - self._before[2])
-        return f"{self.machine}; other programs kept {cores:.1f} of {os.cpu_count()} cores busy meanwhile"
+        return max(0.0, (busy - self._before[0]) - (ours - self._before[1])) / (now - self._before[2])
+
+    def end(self) -> str:
+        """One line for people, with :meth:`busy`."""
+        return f"{self.machine}; other programs kept {self.busy():.1f} of {os.cpu_count()} cores busy meanwhile"
 
     @staticmethod
     def _busy() -> float:

@@ -42,7 +42,7 @@ APART = 0.05
 
 @dataclass(frozen=True)
 class Round:
-    """Processor seconds of one run of the suite, and of the scripts."""
+    """Processor seconds of one run of the suite, and of some of the scripts."""
 
     suite: float
     """The whole command, with all its processes."""
@@ -53,11 +53,14 @@ class Round:
     """In ``evaluate``; seconds of the clock, as nothing else is noted of it."""
     teacher: float
     """Training it once: the median of the scripts, which all do it."""
-    scripts: float
-    scripts_loading: float
-    """What the scripts would take if the teacher were there: without its training."""
+    scripts: dict[str, float]
+    """By method: the whole script, its teacher included."""
+    teachers: dict[str, float]
+    """The part of each that is its teacher."""
     apart: float
     """Largest difference of a method's mean score."""
+    busy: float
+    """Cores that other programs kept busy meanwhile."""
 
     @property
     def beyond(self) -> float:
@@ -81,8 +84,12 @@ def suite(folder: Path, methods: int, steps: int, teacher_steps: int) -> Path:
     return path
 
 
-def measured(folder: Path, path: Path, workers: int) -> Round:
-    """The suite in an empty cache, then every method as a script of its own. Raises ``Failed`` where scores differ."""
+def measured(folder: Path, path: Path, workers: int, chosen: Sequence[int]) -> Round:
+    """The suite in an empty cache, then chosen methods as scripts of their own.
+
+    ``chosen`` counts methods in the order of their labels. Raises ``Failed`` where scores differ.
+    """
+    around = Surroundings()
     cache, results = folder / "cache", folder / "results"
     threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     home = os.pathsep.join([str(HERE.parent), str(HERE.parent / "plugins")])
@@ -96,15 +103,14 @@ def measured(folder: Path, path: Path, workers: int) -> Round:
     by: dict[str, list[dict[str, Any]]] = {}
     for one in raw:
         by.setdefault(one["job"]["label"], []).append(one)
-    teachers, total, apart = [], 0.0, 0.0
-    for number, (label, outcomes) in enumerate(sorted(by.items())):
-        own = folder / f"script-{number}"
+    scripts, teachers, apart = {}, {}, 0.0
+    for label in (sorted(by)[number] for number in chosen):
+        outcomes, own = sorted(by[label], key=lambda one: one["id"]), folder / "script"
         shutil.copytree(cache, own / "cache", ignore=shutil.ignore_patterns("teacher", "outputs", "*.lock"))
-        (own / "jobs.json").write_text(json.dumps([one["job"] for one in sorted(outcomes, key=lambda one: one["id"])]))
+        (own / "jobs.json").write_text(json.dumps([one["job"] for one in outcomes]))
         command = [sys.executable, str(HERE / "peers" / "separate_script.py"), str(own / "jobs.json"), str(own)]
-        said, cpu = _script(command, {**variables, "KDBENCH_CACHE": str(own / "cache")})
-        teachers.append(said["teacher"])
-        total += cpu
+        said, scripts[label] = _script(command, {**variables, "KDBENCH_CACHE": str(own / "cache")})
+        teachers[label] = said["teacher"]
         mean = statistics.mean(one["headline"] for one in outcomes)
         difference = abs(mean - statistics.mean(said["scores"].values()))
         if said["scores"].keys() != {one["id"] for one in outcomes} or not difference <= APART:
@@ -117,10 +123,11 @@ def measured(folder: Path, path: Path, workers: int) -> Round:
         wall=run.wall,
         train=sum(one["cost"]["device_seconds"] for one in raw),
         evaluate=sum(one["cost"]["eval_seconds"] for one in raw),
-        teacher=statistics.median(teachers),
-        scripts=total,
-        scripts_loading=total - sum(teachers),
+        teacher=statistics.median(teachers.values()),
+        scripts=scripts,
+        teachers=teachers,
         apart=apart,
+        busy=around.busy(),
     )
 
 
@@ -151,8 +158,12 @@ def table(rounds: Sequence[Round]) -> Table:
     row("  the teacher, once", [one.teacher for one in rounds])
     row("  all else: processes, data, stores", [one.suite - one.train - one.evaluate - one.teacher for one in rounds])
     row("the suite without the teacher", [one.suite - one.teacher for one in rounds])
-    row("separate scripts that train the teacher", [one.scripts for one in rounds])
-    row("separate scripts that load the teacher", [one.scripts_loading for one in rounds])
+    scripts = {label: cpu for one in rounds for label, cpu in one.scripts.items()}
+    teachers = {label: cpu for one in rounds for label, cpu in one.teachers.items()}
+    train = statistics.median(one.train for one in rounds)
+    for name, parts in (("train", [0.0] * len(scripts)), ("load", [teachers[label] for label in scripts])):
+        total = sum(scripts.values()) - sum(parts)
+        shown.add_row(f"{len(scripts)} scripts that {name} the teacher", f"{total:.3g}", f"{total / train:.3g}")
     return shown
 
 
@@ -172,27 +183,32 @@ def main(
     ),
     steps: Annotated[int, typer.Option(min=1, help="Steps of a student.")] = 500,
     teacher_steps: Annotated[int, typer.Option(min=1, help="Steps of the teacher.")] = 100,
+    scripts: Annotated[int, typer.Option(min=1, help="Scripts of a round: one round goes on after the other.")] = 4,
     workers: Annotated[int, typer.Option(min=1, help="Jobs at once.")] = os.cpu_count() or 1,
-    rounds: Rounds = 1,
+    rounds: Rounds = 5,
     more: Continue = False,
     check: Check = False,
     json_file: Json = None,
 ) -> None:
     """Measure what a suite costs whose methods share their teacher, beside scripts that do not."""
     around = Surroundings()
-    settings = {"methods": methods, "seeds": SEEDS, "steps": steps, "teacher_steps": teacher_steps, "workers": workers}
+    settings = {"methods": methods, "seeds": SEEDS, "steps": steps, "teacher_steps": teacher_steps}
+    settings |= {"scripts": scripts, "workers": workers}
     try:
         found = [Round(**one) for one in earlier(json_file, settings, more)]
-        for _ in range(rounds):
+        for number in range(len(found), len(found) + rounds):
             with tempfile.TemporaryDirectory(prefix="kdbench-shared-") as folder:
-                found.append(measured(Path(folder), suite(Path(folder), methods, steps, teacher_steps), workers))
+                path = suite(Path(folder), methods, steps, teacher_steps)
+                chosen = [one % methods for one in range(number * scripts, (number + 1) * scripts)]
+                found.append(measured(Path(folder), path, workers, chosen))
     except Failed as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
-    where = around.end()
-    what = {"machine": where, "settings": settings, "rounds": [asdict(one) for one in found]}
+    what = {"machine": around.end(), "settings": settings, "rounds": [asdict(one) for one in found]}
+    busy = Spread.of([one.busy for one in found]).show()
     lines = [
-        where,
+        around.machine,
+        f"other programs kept {busy} of {os.cpu_count()} cores busy meanwhile",
         f"{methods} methods, {SEEDS} seeds, {steps} steps of a student; {len(found)} rounds: median (least-most)",
         f"scores of suite and scripts are at most {max(one.apart for one in found):.3f} apart",
     ]

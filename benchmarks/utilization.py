@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +40,8 @@ class Round:
     """In jobs, beyond both: making the task, checking the model, writing scores and the outcome."""
     tail: float
     """Without a job at the end, when fewer jobs were left than workers."""
+    busy: float = 0.0
+    """Cores that other programs kept busy meanwhile."""
 
     @property
     def capacity(self) -> float:
@@ -58,7 +60,7 @@ class Round:
 
 def measured(folder: Path, suite: str, filters: Sequence[str], seeds: int, workers: int) -> Round:
     """Run the jobs. Raises ``Failed`` where one fails."""
-    meter, results = folder / "meter.json", folder / "results"
+    around, meter, results = Surroundings(), folder / "meter.json", folder / "results"
     command = [script("kdbench"), "run", suite, "--results", str(results), "--workers", str(workers)]
     command += ["--seeds", str(seeds), "--no-tracking", "--plugin", str(HERE / "meter.py")]
     command += [word for text in filters for word in ("--filter", text)]
@@ -68,7 +70,8 @@ def measured(folder: Path, suite: str, filters: Sequence[str], seeds: int, worke
     bad = [one for one in raw if one["status"] != "ok"]
     if bad:
         raise Failed(f"{bad[0]['job']['label']} on {bad[0]['job']['task']}: {bad[0]['error']}")
-    return of(raw, marks["last"]["seconds"] - marks["first"]["seconds"], workers)
+    found = of(raw, marks["last"]["seconds"] - marks["first"]["seconds"], workers)
+    return replace(found, busy=around.busy())
 
 
 def of(raw: Sequence[dict[str, Any]], run: float, workers: int) -> Round:
@@ -131,10 +134,11 @@ def main(
     except Failed as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
-    where = around.end()
-    what = {"machine": where, "settings": settings, "rounds": [asdict(one) for one in found]}
+    what = {"machine": around.end(), "settings": settings, "rounds": [asdict(one) for one in found]}
+    busy = Spread.of([one.busy for one in found]).show()
     lines = [
-        where,
+        around.machine,
+        f"other programs kept {busy} of {os.cpu_count()} cores busy meanwhile",
         f"{found[0].jobs} jobs of the suite {suite}, {workers} at once; {len(found)} rounds: median (least-most)",
     ]
     finish(table(found), what, missed(found), lines=lines, path=json_file, check=check)

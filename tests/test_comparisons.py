@@ -280,16 +280,8 @@ def test_the_suite_has_every_method_with_three_seeds(bench, tmp_path: Path):
 
 def test_what_a_suite_takes_is_told_without_its_teacher(bench):
     shared = bench("shared_teacher")
-    one = shared.Round(
-        suite=130.0,
-        wall=70.0,
-        train=100.0,
-        evaluate=3.0,
-        teacher=20.0,
-        scripts=700.0,
-        scripts_loading=300.0,
-        apart=0.0,
-    )
+    scripts = {"scripts": {"kd": 40.0}, "teachers": {"kd": 20.0}, "apart": 0.0, "busy": 0.0}
+    one = shared.Round(suite=130.0, wall=70.0, train=100.0, evaluate=3.0, teacher=20.0, **scripts)
     assert one.beyond == pytest.approx(1.1)
     assert "1.100 of the students' own training" in shared.missed([one])[0]
     assert shared.missed([replace(one, suite=124.0)]) == []
