@@ -1,4 +1,4 @@
-"""Tables that commands write into pages: those of the README are what the committed reference results give."""
+"""Tables that commands write into pages: they are what the committed reference results give."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from kdbench.store import export, reference
 from tests.helpers.documents import ROOT, rows
 
 README = (ROOT / "README.md").read_text()
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/findings.md")}
 LEDGER = "kdbench claims --reference --summary --format md"
 
 
@@ -43,15 +44,18 @@ def test_the_ledger_of_the_readme_is_that_of_the_reference_results():
     assert ledger.RULE in shown
 
 
-def test_every_other_table_of_the_readme_is_what_its_command_prints():
-    for part in tables.marked(README):
+@pytest.mark.parametrize("page", PAGES)
+def test_every_other_table_is_what_its_command_prints(page: str):
+    for part in tables.marked(PAGES[page]):
         if part.command != LEDGER:
             assert part.text == tables.printed(part.command), f"{part.command}: make tables writes it anew"
 
 
-def test_every_command_that_writes_a_table_is_shown():
-    for part in tables.marked(README):
-        assert f"`{part.command}`" in README or f"$ {part.command}" in README
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_that_writes_a_table_is_shown(page: str):
+    assert list(tables.marked(PAGES[page]))
+    for part in tables.marked(PAGES[page]):
+        assert f"`{part.command}`" in PAGES[page] or f"$ {part.command}" in PAGES[page]
 
 
 def test_the_exports_are_whole_and_small():
