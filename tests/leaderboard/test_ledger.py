@@ -17,7 +17,7 @@ def finding(method: str, verdict: Verdict, *, jobs: int = 4, ran: bool = True, n
     return Finding(
         method=method,
         number=number,
-        claim=Compare("top1", subject="a", reference="b", tasks=["t"]),
+        claim=Compare(metric="top1", subject="a", reference="b", tasks=["t"]),
         task="toy/t",
         scale="cpu",
         spec_digest="d",
