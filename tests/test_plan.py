@@ -366,7 +366,7 @@ def claiming(tmp_path):
         folder = tmp_path / "claiming"
         write_paper(folder, "new", *claims, tasks=tasks)
         write_paper(folder, "old")
-        write_paper(folder, "other", compare("other", "plain", tasks=["regress"]))
+        write_paper(folder, "other", compare("other", "plain", tasks=["elsewhere"]))
         write_paper(folder, "plain")
         data = {"tasks": [f"{task}@cpu" if isinstance(task, str) else task for task in where], "methods": list(methods)}
         return planner(registry_of(folder), tmp_path)(data, claims=True, **options)

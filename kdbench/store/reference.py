@@ -149,11 +149,11 @@ def times(track: str) -> list[tuple[Likeness, str, Taken]]:
 
     Read from the export itself, without unpacking anything. Raises ``UsageError`` for one that cannot be read.
     """
-    import duckdb
-
     place = next((place for place in places() if place.name == track and export.is_export(place)), None)
     if place is None:
         return []
+    import duckdb  # so late because most plans have no use for it, and it takes a tenth of a second
+
     manifest = export.read_manifest(place)
     path = place / export.file_name("jobs", manifest.format)
     try:
