@@ -84,14 +84,14 @@ def claims(
     if run and reference:
         hint = "kdbench claims --run METHOD makes them in a folder of your own"
         raise UsageError("no jobs are added to the results that come with kdbench", place="--reference", hint=hint)
-    code, folder = 0, read_from(results, reference, registry)
-    if run:
-        if not methods:
-            hint = "kdbench claims --run METHOD; without --run, all are listed"
-            raise UsageError("which claims? --run needs the names of methods", place="--run", hint=hint)
-        code = _run(registry, chosen, scale, seeds, folder, workers, retry_failed, plugin, not no_tracking)
-    elif seeds is not None or retry_failed or workers is not None or no_tracking:
+    if run and not methods:
+        hint = "kdbench claims --run METHOD; without --run, all are listed"
+        raise UsageError("which claims? --run needs the names of methods", place="--run", hint=hint)
+    if not run and (seeds is not None or retry_failed or workers is not None or no_tracking):
         raise UsageError("--seeds, --retry-failed, --workers and --no-tracking are about jobs to run", hint="add --run")
+    folder, code = read_from(results, reference, registry), 0
+    if run:
+        code = _run(registry, chosen, scale, seeds, folder, workers, retry_failed, plugin, not no_tracking)
     problems: list[Problem] = []
     keys = [method.key for method in chosen]
     found = duck.query(folder, lambda con: load_claims(con, registry, methods=keys, scale=scale), problems)
