@@ -28,7 +28,7 @@ from kdbench.suite import load_suite
 from kdbench.track import Track
 
 ROOT = Path(__file__).parent.parent
-TRACKS = ("vision", "llm", "decoding", "dllm")
+TRACKS = ("vision", "llm", "decoding", "dllm", "reasoning_rl")
 STYLES = ("loss", "loop")
 LONG = "a_name_as_long_as_the_name_of_any_method"
 STRICT = "E,F,W,I,B,UP,C4,SIM,RUF,PT,RET"

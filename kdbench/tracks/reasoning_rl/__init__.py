@@ -17,4 +17,5 @@ TRACK = Track(
     task="kdbench.tracks.reasoning_rl.task:ReasoningTask",
     preload=("torch", "transformers.models.llama.modeling_llama"),
     packs=HERE / "packs",
+    templates=HERE / "templates",
 )

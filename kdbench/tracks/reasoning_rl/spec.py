@@ -15,7 +15,7 @@ from kdbench.tracks.reasoning_rl.data.specs import Family, ReasoningData
 from kdbench.tracks.reasoning_rl.data.styles import STYLES
 from kdbench.tracks.reasoning_rl.kinds import KINDS
 
-FORMAT = 1
+FORMAT = 2
 """Bumped when the same specification gives other checkpoints."""
 
 

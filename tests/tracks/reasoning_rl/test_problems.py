@@ -177,10 +177,28 @@ def test_a_family_without_enough_problems_says_so():
         draw([FAMILIES["modchain"]], (2, 2), "val", 400, rng, distinct=True)
 
 
-def test_wrong_attempts_are_wrong():
+def test_wrong_attempts_are_right_up_to_a_step_and_wrong_from_there_on():
     rng = np.random.default_rng(0)
     for family in ("addcarry", "modchain", "sortrev", "word", "hops"):
-        assert not any(verify(problem, mixture.corrupted(problem, rng)).correct for problem in made(family))
+        errors = set()
+        for problem in made(family):
+            verdict = verify(problem, mixture.corrupted(problem, rng))
+            assert verdict.first_bad is not None
+            assert not verdict.correct
+            assert verdict.step_ok == tuple(i < verdict.first_bad for i in range(len(problem.steps)))
+            errors.add(verdict.first_bad)
+        assert {0, 1, 2} <= errors, "at any step"
+
+
+def test_what_is_wrong_in_an_attempt_is_a_result_and_any_digit_of_it():
+    rng = np.random.default_rng(0)
+    wrong = set()
+    for problem in made("addcarry"):
+        for gold, step in zip(problem.steps, mixture.corrupted(problem, rng).split(" ; "), strict=False):
+            (asked, said), (_, right) = step.split(" = "), gold.split(" = ")
+            assert asked == gold.split(" = ")[0]
+            wrong |= {i for i, (a, b) in enumerate(zip(said.split(), right.split(), strict=True)) if a != b}
+    assert wrong == {0, 1}, "the digit and the carry"
 
 
 def test_rows_have_the_share_of_plain_prompts_that_was_asked_for():

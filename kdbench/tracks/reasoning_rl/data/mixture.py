@@ -15,27 +15,36 @@ from kdbench.tracks.reasoning_rl.data.problems import Problem
 from kdbench.tracks.reasoning_rl.data.styles import RULES, solution, written
 from kdbench.tracks.reasoning_rl.data.verify import verify
 
-CONDITIONED = {"reference": 0.3, "critique": 0.35, "revision": 0.15, "demonstration": 0.05, "rule": 0.15}
+CONDITIONED = {"reference": 0.25, "critique": 0.5, "revision": 0.1, "demonstration": 0.05, "rule": 0.1}
 """How often each context is drawn where one is."""
 DIGITS = "0123456789"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def corrupted(problem: Problem, rng: np.random.Generator) -> str:
-    """A solution that goes wrong: one word of one step and one of the answer are others of their kind."""
-    steps = list(problem.steps)
-    place = int(rng.integers(len(steps)))
-    steps[place] = _changed(steps[place], rng)
-    return written(steps, _changed(problem.answer, rng))
+    """A solution that goes wrong at one step and stays wrong to the answer, as attempts do that build on an error.
+
+    Small models learn to weigh a critique against what they believe and what the attempt says. Were most of the attempt
+    right, or what is wrong of it absurd, they would follow both against the critique of an attempt of their own.
+    """
+    place = int(rng.integers(len(problem.steps)))
+    wrong = [_changed(step, rng) for step in problem.steps[place:]]
+    return written([*problem.steps[:place], *wrong], _changed(problem.answer, rng))
 
 
 def _changed(text: str, rng: np.random.Generator) -> str:
-    """The text with its last word that is a digit or a letter replaced by another."""
+    """The text with one digit or letter replaced, of those behind ``=`` where there is one: by its neighbour or by any.
+
+    Errors of models are near misses more often than not.
+    """
     words = text.split()
-    for i in reversed(range(len(words))):
-        kind = DIGITS if words[i] in DIGITS else "abcdefghijklmnopqrstuvwxyz" if len(words[i]) == 1 else ""
-        if words[i] in kind and kind:
-            words[i] = kind[(kind.index(words[i]) + int(rng.integers(1, len(kind)))) % len(kind)]
-            break
+    result = len(words) - words[::-1].index("=") if "=" in words else 0
+    places = [i for i in range(result, len(words)) if words[i] in DIGITS or words[i] in LETTERS]
+    if places:
+        i = places[int(rng.integers(len(places)))]
+        kind = DIGITS if words[i] in DIGITS else LETTERS
+        away = int(rng.integers(1, len(kind))) if rng.random() < 0.5 else int(rng.choice([-1, 1]))
+        words[i] = kind[(kind.index(words[i]) + away) % len(kind)]
     return " ".join(words)
 
 
