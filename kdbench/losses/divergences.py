@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial, reduce
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -49,6 +49,8 @@ def same_vocabulary(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     Raises ``ValueError`` where the sizes differ by more than padding does: those are different tokenizers.
     """
     small, large = sorted((student.shape[-1], teacher.shape[-1]))
+    if small == large:
+        return student, teacher
     if large > small * (1 + PADDING):
         raise ValueError(
             f"the student has {student.shape[-1]} classes and the teacher {teacher.shape[-1]}: "
@@ -80,34 +82,35 @@ def _scaled(value: Tensor, temperature: float | Tensor, scale_t2: bool) -> Tenso
 # --- on log-probabilities ---------------------------------------------------------------------------------------------
 
 
-def _impossible(*log_probs: Tensor) -> Tensor | None:
-    """Where one of them is ``-inf``, or None where none is.
+def _without_omissions(sums: Tensor) -> bool:
+    """Whether nothing has to be left out of these sums: a term with ``-inf`` in it would make its sum infinite or NaN.
 
-    On the CPU looking at the least of them takes a tenth of what masking does; elsewhere it would wait for the device.
+    To be asked on the CPU alone, where it spares the masks: elsewhere it would wait for the device.
     """
-    if all(map(_surely_finite, log_probs)):
-        return None
-    return reduce(torch.logical_or, map(torch.isneginf, log_probs))
-
-
-def _surely_finite(log_p: Tensor) -> bool:
-    return log_p.device.type == "cpu" and (log_p.numel() == 0 or bool(log_p.detach().amin() > -math.inf))
-
-
-def _leave_out(values: Tensor, where: Tensor | None) -> Tensor:
-    return values if where is None else values.masked_fill(where, 0.0)
+    return bool(sums.isfinite().all())
 
 
 def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     """``KL(a || b) = sum a (log a - log b)`` over the last dimension of two log-probabilities."""
-    impossible = _impossible(log_a, log_b)
-    difference = _leave_out(log_a, impossible) - _leave_out(log_b, impossible)
-    return (log_a.exp() * difference).sum(-1)
+    a = log_a.exp()
+    if log_a.device.type == "cpu" and _without_omissions(value := (a * (log_a - log_b)).sum(-1)):
+        return value
+    impossible = torch.isneginf(log_a) | torch.isneginf(log_b)
+    difference = log_a.masked_fill(impossible, 0.0) - log_b.masked_fill(impossible, 0.0)
+    return (a * difference).sum(-1)
 
 
 def entropy(log_p: Tensor) -> Tensor:
     """``-sum p log p`` over the last dimension of log-probabilities, in nats."""
-    return -(log_p.exp() * _leave_out(log_p, _impossible(log_p))).sum(-1)
+    return _expected(log_p, log_p).neg()
+
+
+def _expected(log_p: Tensor, values: Tensor) -> Tensor:
+    """``sum p values`` over the last dimension, without the terms in which a value is ``-inf``."""
+    p = log_p.exp()
+    if log_p.device.type == "cpu" and _without_omissions(total := (p * values).sum(-1)):
+        return total
+    return (p * values.masked_fill(torch.isneginf(values), 0.0)).sum(-1)
 
 
 def log_mixture(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
@@ -128,8 +131,7 @@ def log_mixture(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
 def ce_soft(student: Tensor, teacher: Tensor, *, temperature: float | Tensor = 1.0, scale_t2: bool = True) -> Tensor:
     """Soft cross-entropy ``-sum p log q``: the gradient of :func:`fkl`, larger than it by the entropy of p."""
     log_q, log_p = _pair(student, teacher, temperature)
-    value = -(log_p.exp() * _leave_out(log_q, _impossible(log_q))).sum(-1)
-    return _scaled(value, temperature, scale_t2)
+    return _scaled(-_expected(log_p, log_q), temperature, scale_t2)
 
 
 def fkl(student: Tensor, teacher: Tensor, *, temperature: float | Tensor = 1.0, scale_t2: bool = True) -> Tensor:

@@ -50,7 +50,10 @@ class FitResult:
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer that a recipe names. Biases and normalisation weights are decayed like all others."""
+    """The optimizer that a recipe names. Biases and normalisation weights are decayed like all others.
+
+    It takes all parameters at once (``foreach``) on every device: the same weights to the last bit, for less Python.
+    """
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -58,9 +61,10 @@ def make_optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch.
             momentum=recipe.momentum,
             nesterov=recipe.momentum > 0,
             weight_decay=recipe.weight_decay,
+            foreach=True,
         )
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    return kind(parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, foreach=True)
 
 
 def rate(step: int, total: int, recipe: Recipe) -> float:
@@ -205,6 +209,7 @@ def fit(
     average = _Ema(model, ema) if ema is not None else None
     prefix = f"{tag}/" if tag else ""
     every = max(1, steps // POINTS)
+    cast = torch.autocast(task.device.type, dtype, enabled=dtype is not None)
     watch = task.device.type == "cpu"  # reading a value costs a synchronisation on other devices
     counted = min(2, steps)  # the first step may make what all later ones share, such as cached teacher outputs
     meter, batches, seen = _Meter(), cycle(loader), _Seen()
@@ -233,7 +238,7 @@ def fit(
             micro_batches = [next(batches) for _ in range(recipe.accumulate)]  # not counted: a loader may generate data
             with FlopCounterMode(display=False) if step == counted else nullcontext() as flops:
                 for batch in micro_batches:
-                    with torch.autocast(task.device.type, dtype, enabled=dtype is not None):
+                    with cast:
                         total, parts = _named(loss(model, batch))
                     if watch and not math.isfinite(total.item()):
                         raise Diverged(f"the loss is {total.item()} at step {step} of {steps}")

@@ -195,6 +195,22 @@ def test_optimizers_take_the_recipe(name):
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_taking_all_parameters_at_once_gives_the_weights_of_one_after_the_other(name):
+    def trained(**options: bool):
+        generator = torch.Generator().manual_seed(0)
+        weights = [nn.Parameter(torch.randn(size, size, generator=generator)) for size in (1, 3, 17)]
+        optimizer = make_optimizer(weights, Recipe(optimizer=name, lr=0.1, weight_decay=0.1, momentum=0.9))
+        optimizer.param_groups[0].update(options)
+        for _ in range(20):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            optimizer.step()
+        return torch.cat([weight.detach().flatten() for weight in weights])
+
+    assert torch.equal(trained(), trained(foreach=False))
+
+
 def test_flops_follow_the_sizes_of_the_batches():
     model, loader = problem()
     task = FakeTask(4)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ class TokenLogits:
     """(N, E) float32, with gradient."""
     teacher: Tensor
     """(N, E) float32, without gradient."""
-    nll: Tensor
-    """(N,) float32 next-token NLL of the student over its whole vocabulary, in nats, with gradient."""
+    nll_of: Callable[[], Tensor]
+    """Makes ``nll``, which takes a pass over the whole vocabulary: it is made once, where something reads it."""
     targets: Tensor
     """(N,) int64 token ids."""
     sequence: Tensor
@@ -35,6 +36,11 @@ class TokenLogits:
     """(N, V) float32 student logits with gradient, where ``student`` is of top-k events."""
     events: Tensor | None = None
     """(N, k) int64 token ids of the top-k events, where there are such."""
+
+    @cached_property
+    def nll(self) -> Tensor:
+        """(N,) float32 next-token NLL of the student over its whole vocabulary, in nats, with gradient."""
+        return self.nll_of()
 
 
 class Loader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -323,23 +323,23 @@ class LLMTask(Task):
             logits, labels = models.tag_logits(model, batch), models.tags_of(batch)
             sequence = (batch.labels != IGNORE).nonzero()[:, 0]
             teacher = self.teacher_logits(batch)[batch.labels != IGNORE]
-            return TokenLogits(logits, teacher, models.token_nll(logits, labels), labels, sequence)
+            return TokenLogits(logits, teacher, partial(models.token_nll, logits, labels), labels, sequence)
         if self.classifies:
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
-            nll, rows = models.token_nll(logits, batch.labels), torch.arange(len(batch), device=self.device)
+            nll, rows = partial(models.token_nll, logits, batch.labels), torch.arange(len(batch), device=self.device)
             return TokenLogits(logits, self.teacher_logits(batch), nll, batch.labels, rows)
         logits, targets = models.scored_logits(model, batch).float(), models.targets_of(batch)
         sequence = batch.scored.nonzero()[:, 0]
         if self.spec.outputs is None:
             teacher = self.scored_teacher(batch)
             width = min(teacher.shape[-1], logits.shape[-1])  # vocabularies may differ by padding
-            nll = models.token_nll(logits, targets)
+            nll = partial(models.token_nll, logits, targets)
             return TokenLogits(logits[:, :width], teacher[:, :width], nll, targets, sequence)
         from kdbench.tracks.llm.outputs import bucketed
 
         values, ids = self.kept_outputs(batch)
-        student, nll = bucketed(logits, ids, targets)
-        return TokenLogits(student, values, nll, targets, sequence, logits, ids)
+        student, gathered = bucketed(logits, ids, targets)
+        return TokenLogits(student, values, lambda: gathered, targets, sequence, logits, ids)
 
     def nll(self, model: nn.Module, batch: TextBatch) -> Tensor:
         """(N,) float32 NLL in nats of the scored tokens of ``batch`` (classification: of the classes); no teacher.

@@ -19,7 +19,7 @@ def logits(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def positions(student: torch.Tensor, teacher: torch.Tensor, **rest: torch.Tensor) -> TokenLogits:
     count = torch.arange(len(student))
-    return TokenLogits(student, teacher, count.double(), count, count, **rest)
+    return TokenLogits(student, teacher, count.double, count, count, **rest)
 
 
 def value(student, teacher, **params) -> float:

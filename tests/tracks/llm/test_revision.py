@@ -17,7 +17,7 @@ MAX_NEW = 8
 
 def positions(student, teacher, targets, sequence, **rest) -> TokenLogits:
     targets, sequence = torch.tensor(targets), torch.tensor(sequence)
-    return TokenLogits(student, teacher, targets.float(), targets, sequence, **rest)
+    return TokenLogits(student, teacher, targets.float, targets, sequence, **rest)
 
 
 def responses(batch) -> list[list[int]]:

@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdbench.cache import Cache
 from kdbench.errors import ArtifactError, JobError, TestDataError
+from kdbench.losses.divergences import fkl
 from kdbench.losses.tokens import IGNORE
 from kdbench.tracks.llm.networks import models
 from kdbench.tracks.llm.spec import Net
+from kdbench.training.distill import distillation_loss
 
 NAMES = ("instruct", "text", "classify-reviews")
 
@@ -347,3 +349,18 @@ def test_harness_log_likelihoods_are_those_of_the_model(make_task):
     places = range(len(start) - 1, len(start) + len(end) - 1)
     assert value == pytest.approx(sum(log_q[i, token].item() for i, token in zip(places, end, strict=True)), abs=1e-4)
     assert greedy == all(int(log_q[i].argmax()) == token for i, token in zip(places, end, strict=True))
+
+
+def test_the_nll_takes_its_pass_over_the_logits_only_where_something_reads_it(make_task, monkeypatch):
+    task = make_task("text")
+    batch, student = next(iter(task.train_loader())), task.student()
+    passes = []
+    made = models.token_nll
+    monkeypatch.setattr(models, "token_nll", lambda *given: passes.append(1) or made(*given))
+    divergence_alone = distillation_loss(task, fkl, kd_ratio=1.0)(student, batch)
+    assert set(divergence_alone) == {"kd"}
+    assert passes == []
+    assert set(distillation_loss(task, fkl, kd_ratio=0.5)(student, batch)) == {"kd", "ce"}
+    tokens = task.tokens(student, batch)
+    assert tokens.nll is tokens.nll
+    assert len(passes) == 2

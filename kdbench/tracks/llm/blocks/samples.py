@@ -13,8 +13,18 @@ from kdbench.tracks.llm.task import LLMTask
 
 def chosen(tokens: TokenLogits, rows: Tensor | slice) -> TokenLogits:
     """The positions ``rows`` of ``tokens``."""
-    values = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
-    return TokenLogits(**{name: None if value is None else value[rows] for name, value in values.items()})
+    return _made_of({name: value[rows] for name, value in _tensors(tokens).items()})
+
+
+def _tensors(tokens: TokenLogits) -> dict[str, Tensor]:
+    """All that there is of ``tokens``, the NLL made: what makes it would keep the logits of every position."""
+    values = {field.name: getattr(tokens, field.name) for field in fields(tokens) if field.name != "nll_of"}
+    return {name: value for name, value in (values | {"nll": tokens.nll}).items() if value is not None}
+
+
+def _made_of(tensors: dict[str, Tensor]) -> TokenLogits:
+    nll = tensors.pop("nll")
+    return TokenLogits(nll_of=lambda: nll, **tensors)
 
 
 @torch.no_grad()
@@ -29,6 +39,6 @@ def sample_positions(
         tokens = task.tokens(model, batch.to(task.device))
         drawn = torch.randperm(len(tokens.student), generator=generator)[: -(-count // len(batches))]
         parts.append(chosen(tokens, drawn.to(task.device)))
-    names = [field.name for field in fields(TokenLogits) if getattr(parts[0], field.name) is not None]
-    whole = TokenLogits(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+    found = [_tensors(part) for part in parts]
+    whole = _made_of({name: torch.cat([each[name] for each in found]) for name in found[0]})
     return chosen(whole, torch.randperm(len(whole.student), generator=generator).to(task.device))
