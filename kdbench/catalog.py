@@ -43,6 +43,8 @@ class TaskEntry:
     track: str
     place: str
     """``file:line:column`` of its key."""
+    requires: tuple[str, ...] = ()
+    """Packages that it needs beyond those of kdbench."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,16 @@ class Catalog:
         if problems:
             raise UsageError(problems)
         data = {field: value for field, value in merged.data.items() if field != "scales"}
-        entry = TaskEntry(key, data["title"], data["family"], tuple(scales.data), track.name, place)
+        requires = data.get("requires") or ()
+        entry = TaskEntry(
+            key,
+            data["title"],
+            data["family"],
+            tuple(scales.data),
+            track.name,
+            place,
+            tuple(map(str, requires)) if isinstance(requires, list | tuple) else (),
+        )
         self._definitions[key] = _Definition(entry, Document(data, merged.path, merged.places), scales)
 
     def _scale_problems(self, name: str, document: Document, scales: Document) -> list[Problem]:

@@ -14,6 +14,7 @@ from kdbench.cards import Compare
 from kdbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from kdbench.catalog import TaskEntry
     from kdbench.discovery.records import Method
     from kdbench.job import Job
     from kdbench.registry import Registry
@@ -59,6 +60,11 @@ class Stated:
         """Whether the claim names a task, its family or all."""
         return not _names(task, family).isdisjoint(self.claim.tasks)
 
+    def _asks_for(self, entry: TaskEntry) -> bool:
+        if entry.requires:
+            return not {entry.name, entry.name.partition("/")[2]}.isdisjoint(self.claim.tasks)
+        return self.about(entry.name, entry.family)
+
     def fits(self, registry: Registry, task: str, family: str) -> bool:
         """Whether the methods of both sides are made for a task, as far as they are known."""
         return all(not _names(task, family).isdisjoint(method.card.tasks) for method in self._methods(registry))
@@ -67,14 +73,18 @@ class Stated:
         return [registry.methods[side.key] for side in self.sides if side.key in registry.methods]
 
     def tasks(self, registry: Registry, scale: str) -> tuple[list[str], str]:
-        """Its tasks that have a scale and that both sides are made for; or why there is none."""
+        """Its tasks that have a scale and that both sides are made for; or why there is none.
+
+        A task that needs further packages is among them where the claim names it, not where it names its family or all:
+        most who check a claim cannot run it.
+        """
         entries = [entry for entry in registry.tasks() if entry.track == self.method.track]
         known = {name for entry in entries for name in _names(entry.name, entry.family)}
         unknown = [name for name in self.claim.tasks if name not in known]
         if unknown:
             return [], f"the track {self.method.track} has no task and no family {unknown[0]!r}"
         named = ", ".join(self.claim.tasks)
-        scaled = [entry for entry in entries if self.about(entry.name, entry.family) and scale in entry.scales]
+        scaled = [entry for entry in entries if scale in entry.scales and self._asks_for(entry)]
         if not scaled:
             return [], f"no task of the claim ({named}) has the scale {scale!r}"
         fitting = [entry.name for entry in scaled if self.fits(registry, entry.name, entry.family)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,16 @@ def test_tasks_without_the_scale_or_without_a_side_are_left_out(world):
     (nowhere,) = here.findings(scale="paper")
     assert nowhere.note == "no task of the claim (regress) has the scale 'paper'"
     assert nowhere.command == ""
+
+
+def test_a_task_that_needs_further_packages_is_asked_for_where_it_is_named_or_has_results(world, monkeypatch):
+    here = world(compare("new", "old", tasks=["regress"]), compare("new", 0.0, tasks=["line", "bare"]))
+    entries = [replace(e, requires=("further",) * (e.name == "toy/bare")) for e in here.registry.tasks()]
+    monkeypatch.setattr(here.registry.catalog, "entries", lambda: entries)
+    here.ran("new", BETTER)
+    assert {(f.number, f.task) for f in here.findings()} == {(1, "toy/line"), (2, "toy/line"), (2, "toy/bare")}
+    here.ran("new", BETTER, task="toy/bare")
+    assert (1, "toy/bare") in {(f.number, f.task) for f in here.findings()}
 
 
 def test_the_suite_of_claims_has_exactly_their_jobs(world, tmp_path):

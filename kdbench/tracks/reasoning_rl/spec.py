@@ -87,7 +87,7 @@ class Calibration(SpecModel):
     critique: float | None = 0.1
     """The same behind an attempt and the verifier's critique, on the student's own wrong attempts."""
     samples: int = Field(8, ge=8, le=64)
-    problems: int = Field(48, ge=2)
+    problems: int = Field(96, ge=2)
     """Validation problems that are looked at."""
 
 
