@@ -37,7 +37,7 @@ class Compare:
     reference: str | dict[str, Any] | float
     """As ``subject``, or a number in the metric's own unit."""
     tasks: Sequence[str]
-    """Task names or families of the card's track."""
+    """Task names or families of the card's track; a name that a task has means that task alone."""
     margin: float = 0.0
     """In the metric's own unit; a factor where ``kind`` is ``ratio``."""
     kind: Kind = "superior"

@@ -51,6 +51,8 @@ class Stated:
     claim: Compare
     subject: Sought
     reference: Sought
+    task_names: frozenset[str]
+    """Of all tasks of the track, without it: a name that a task and a family have is the task's here."""
 
     @property
     def sides(self) -> tuple[Sought, Sought]:
@@ -58,7 +60,7 @@ class Stated:
 
     def about(self, task: str, family: str) -> bool:
         """Whether the claim names a task, its family or all."""
-        return not _names(task, family).isdisjoint(self.claim.tasks)
+        return not (_names(task, family) - (self.task_names - {task.partition("/")[2]})).isdisjoint(self.claim.tasks)
 
     def _asks_for(self, entry: TaskEntry) -> bool:
         if entry.requires:
@@ -101,6 +103,9 @@ def _names(task: str, family: str) -> set[str]:
 
 def claims_of(registry: Registry, method: Method) -> Iterator[Stated]:
     """The claims of a method's card."""
+    if not method.card.claims:
+        return
+    names = frozenset(entry.name.partition("/")[2] for entry in registry.tasks() if entry.track == method.track)
     for number, claim in enumerate(method.card.claims, 1):
         yield Stated(
             method,
@@ -108,6 +113,7 @@ def claims_of(registry: Registry, method: Method) -> Iterator[Stated]:
             claim,
             _sought(registry, claim.subject, method.track),
             _sought(registry, claim.reference, method.track),
+            names,
         )
 
 

@@ -72,7 +72,7 @@ def test_a_paper_is_shown_with_the_status_of_its_claims_and_its_best_results(tmp
     text = kdbench("methods", "show", "pld").stdout
     for part in ("NeurIPS 2025", "Classes are ranked", "variant", "vision/digits-gap", "pld is noninferior to kd"):
         assert part in text
-    assert "pld is superior to pld(variant='listmle') in top1 on classify" in text
+    assert "pld is superior to pld(variant='listmle') in top1 on shapetex, " in text
     assert "so far      not checked yet; kdbench claims vision/pld" in text
     assert "vision/toy@cpu  top1    0.55 " in text
     (data,) = json.loads(kdbench("methods", "show", "pld", "--json").stdout)

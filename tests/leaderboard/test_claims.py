@@ -283,6 +283,15 @@ def test_tasks_without_the_scale_or_without_a_side_are_left_out(world):
     assert nowhere.command == ""
 
 
+def test_a_name_that_a_task_and_a_family_have_is_the_tasks(world, monkeypatch):
+    here = world(compare("new", "old", tasks=["bare"]), compare("new", 0.0, tasks=["regress"]))
+    entries = [replace(e, family="bare" if e.name == "toy/line" else e.family) for e in here.registry.tasks()]
+    monkeypatch.setattr(here.registry.catalog, "entries", lambda: entries)
+    here.ran("new", BETTER)
+    assert {(f.number, f.task) for f in here.findings()} >= {(1, "toy/bare"), (2, "toy/bare")}
+    assert (1, "toy/line") not in {(f.number, f.task) for f in here.findings()}
+
+
 def test_a_task_that_needs_further_packages_is_asked_for_where_it_is_named_or_has_results(world, monkeypatch):
     here = world(compare("new", "old", tasks=["regress"]), compare("new", 0.0, tasks=["line", "bare"]))
     entries = [replace(e, requires=("further",) * (e.name == "toy/bare")) for e in here.registry.tasks()]

@@ -85,7 +85,7 @@ PAPER = Paper(
             metric="fd",
             subject="dmd2",
             reference="gan_only",
-            tasks=["digits"],
+            tasks=["digits", "digits-small", "digits-unet"],
             note="The adversarial term alone is not enough.",
         ),
         Compare(

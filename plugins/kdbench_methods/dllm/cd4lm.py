@@ -61,7 +61,7 @@ PAPER = Paper(
             metric="aup",
             subject="cd4lm",
             reference="threshold",
-            tasks=["squares", "arith"],
+            tasks=["add", "arith", "squares"],
             note="More right tokens per forward than the teacher with a threshold.",
         ),
         Compare(

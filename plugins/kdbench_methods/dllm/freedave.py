@@ -35,7 +35,7 @@ PAPER = Paper(
             metric="agreement",
             subject="freedave",
             reference=1.0,
-            tasks=["lists", "squares", "arith"],
+            tasks=["add", "arith", "edits", "fixed", "random", "squares"],
             kind="noninferior",
             note="It writes what one token per step writes, for every prompt.",
         ),
@@ -43,7 +43,7 @@ PAPER = Paper(
             metric="nfe",
             subject="freedave",
             reference="seq",
-            tasks=["lists", "squares", "arith"],
+            tasks=["add", "arith", "edits", "fixed", "random", "squares"],
             note="It takes fewer forwards.",
         ),
         Compare(

@@ -51,7 +51,7 @@ PAPER = Paper(
             metric="kendall_tau",
             subject="diswot",
             reference={"method": "diswot", "params": {"score": "naswot"}},
-            tasks=["search"],
+            tasks=["digits-search", "search"],
             note="ranks students by their distilled accuracy better than a score that does not know the teacher",
         )
     ],

@@ -48,7 +48,14 @@ PAPER = Paper(
             metric="top1",
             subject="edgefd",
             reference="fedmd",
-            tasks=["mnist5k-federated", "federated"],
+            tasks=[
+                "federated",
+                "federated-iid",
+                "federated-weak",
+                "mnist5k-federated",
+                "mnist5k-federated-weak",
+                "mnist5k-federated-iid",
+            ],
             note="with disjoint classes per client, filtering beats averaging what all clients say",
         ),
         Compare(

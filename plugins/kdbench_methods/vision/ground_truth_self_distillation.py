@@ -41,7 +41,7 @@ PAPER = Paper(
             metric="top1",
             subject="ground_truth_self_distillation",
             reference={"method": "ground_truth_self_distillation", "params": {"alpha": 0.0}},
-            tasks=["selfdistill"],
+            tasks=["digits-selfdistill", "selfdistill"],
             note="ground-truth targets keep repeated self-distillation from collapsing",
         )
     ],

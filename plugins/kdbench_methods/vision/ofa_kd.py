@@ -41,7 +41,14 @@ PAPER = Paper(
             metric="top1",
             subject="ofa_kd",
             reference="fitnet",
-            tasks=["hetero"],
+            tasks=[
+                "hetero-rn-vit",
+                "hetero-vit-rn",
+                "homo-vit-vit",
+                "vit-fewclass",
+                "hetero-digits-rn-vit",
+                "hetero-pictures-cnn-vit",
+            ],
             note="logit-space branches beat feature matching where the two networks are of different families",
         )
     ],

@@ -51,7 +51,7 @@ PAPER = Paper(
             tasks=["longtail"],
             note="relations between tokens help rare classes more than relations between images",
         ),
-        Compare(metric="top1", subject="token_relationship_graph", reference="kd", tasks=["longtail"]),
+        Compare(metric="top1", subject="token_relationship_graph", reference="kd", tasks=["longtail", "longtail-10"]),
         Compare(
             metric="top1",
             subject="token_relationship_graph",

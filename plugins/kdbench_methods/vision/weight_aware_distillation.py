@@ -51,7 +51,7 @@ PAPER = Paper(
             metric="weight_auroc",
             subject="weight_aware_distillation",
             reference=0.5,
-            tasks=["mismatch"],
+            tasks=["mismatch", "mismatch-20", "mismatch-80"],
             note="the weights tell known from unknown classes",
         ),
         Compare(
