@@ -72,7 +72,7 @@ def test_a_paper_is_shown_with_the_status_of_its_claims_and_its_best_results(tmp
     text = kdbench("methods", "show", "pld").stdout
     for part in ("NeurIPS 2025", "Classes are ranked", "variant", "vision/digits-gap", "pld is noninferior to kd"):
         assert part in text
-    assert "pld is superior to pld(variant='listmle') in top1 on shapetex, " in text
+    assert "pld is superior to pld(variant='listmle') in top1 on shapetex," in text
     assert "so far      not checked yet; kdbench claims vision/pld" in text
     assert "vision/toy@cpu  top1    0.55 " in text
     (data,) = json.loads(kdbench("methods", "show", "pld", "--json").stdout)
@@ -122,7 +122,7 @@ def test_tasks_are_listed_and_shown_at_a_scale():
     assert "vision/digits-gap" in text
     assert "llm/" not in text
     listed = json.loads(kdbench("tasks", "--json").stdout)["tasks"]
-    assert {"name", "title", "family", "scales", "track", "place"} == set(listed[0])
+    assert {"name", "title", "family", "scales", "track", "place", "requires"} == set(listed[0])
     (smoke,) = json.loads(kdbench("tasks", "digits-gap@smoke", "--json").stdout)
     (cpu,) = json.loads(kdbench("tasks", "vision/digits-gap", "--json").stdout)
     assert (smoke["scale"], cpu["scale"]) == ("smoke", "cpu")
