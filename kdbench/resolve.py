@@ -304,3 +304,15 @@ def _short(value: Any) -> str:
 def label_of(slug: str, params: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """``taid(t_start=0.4)``: the method with the parameters that differ from its defaults, in the method's order."""
     return slug + _brackets({name: params[name] for name in defaults if params[name] != defaults[name]})
+
+
+def extended(label: str, params: Mapping[str, Any]) -> str:
+    """A label with further parameters.
+
+    >>> extended("taid", {"t_start": 0.4}), extended("taid(t_start=0.4)", {"t_end": 1.0})
+    ('taid(t_start=0.4)', 'taid(t_start=0.4, t_end=1)')
+    """
+    if not params:
+        return label
+    more = _brackets(params)
+    return f"{label[:-1]}, {more[1:]}" if label.endswith(")") else label + more

@@ -204,7 +204,24 @@ def _rows(
             spec_digest=spec_digest,
         )
         rows.append((row, group))
+    _tell_apart(rows)
     return rows
+
+
+def _tell_apart(rows: Sequence[tuple[Row, list[BoardJob]]]) -> None:
+    """Two rows have one label where a default changed between their jobs: the older one gets what it differs in."""
+    for alike in _grouped(rows, lambda each: (each[0].method, each[0].label, each[0].spec_digest)).values():
+        if len(alike) > 1:
+            from kdbench.resolve import extended  # seldom needed, and it takes the reading of suites with it
+
+            (newest, _), *older = sorted(alike, key=lambda each: max(map(_finished, each[1])), reverse=True)
+            for row, _ in older:
+                row.label = extended(row.label, _different(row.params, newest.params))
+
+
+def _different(params: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``params`` have other than ``others``, or alone."""
+    return {name: value for name, value in params.items() if name not in others or others[name] != value}
 
 
 _finished = attrgetter("finished_at")

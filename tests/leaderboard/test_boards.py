@@ -128,6 +128,19 @@ def test_older_versions_of_a_method_are_left_out_and_counted(tmp_path: Path) -> 
     assert "3 results of earlier versions" in board.notes[-1]
 
 
+def test_a_row_from_before_a_default_changed_is_told_apart_from_the_present_one(tmp_path: Path) -> None:
+    for minutes, params in ((1.0, {"weight": 0.5, "gone": 1}), (60.0, {"weight": 0.25}), (30.0, {"weight": 1.0})):
+        put(tmp_path, [make_outcome(make_job("kd", seed, params=params), 0.5, minutes=minutes) for seed in (0, 1)])
+    bracketed = [
+        make_outcome(make_job("kd", 0, params={"t": t, "w": 2}, label="kd(w=2)"), 0.5, minutes=t) for t in (1.0, 9.0)
+    ]
+    put(tmp_path, bracketed)
+    (board,) = load(tmp_path)
+    assert {row.label for row in board.rows} == {
+        "kd", "kd(weight=1)", "kd(gone=1, weight=0.5)", "kd(w=2)", "kd(w=2, t=1)",
+    }  # fmt: skip
+
+
 REASON = "exact match: teacher 0.300, student without distillation 0.290: a gap of 0.010, less than 0.15"
 
 
