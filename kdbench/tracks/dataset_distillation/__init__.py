@@ -17,4 +17,5 @@ TRACK = Track(
     task="kdbench.tracks.dataset_distillation.task:DDTask",
     preload=("torch", "sklearn.datasets", "sklearn.model_selection"),  # digits are read and split by scikit-learn
     packs=HERE / "packs",
+    templates=HERE / "templates",
 )

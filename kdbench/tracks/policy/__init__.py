@@ -17,4 +17,5 @@ TRACK = Track(
     task="kdbench.tracks.policy.task:PolicyTask",
     preload=("torch", "scipy.sparse.csgraph"),
     packs=HERE / "packs",
+    templates=HERE / "templates",
 )
