@@ -22,6 +22,8 @@ from kdbench.losses.slopes import Pool, with_slope
 
 BLOCK = 3 << 22
 """Most logits of a block on the CPU."""
+STRIP = 1 << 13
+"""Words whose gradients are added at a time where they are summed in a wider precision than they are computed in."""
 
 Parts = Mapping[str, Tensor]
 """Named scalars whose sum is the loss."""
@@ -194,5 +196,6 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """``total += left @ right``, summed in the precision of ``total``."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
-    else:
-        total += left @ right
+        return
+    for part in range(0, len(total), STRIP):  # the whole product would be as large as half of the total
+        total[part : part + STRIP] += left[part : part + STRIP] @ right
