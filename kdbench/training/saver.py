@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdbench.errors import JobError
 from kdbench.training.checkpoint import Checkpoints, StartOver
 from kdbench.training.inspection import Inspection, content_digest, reaches
 from kdbench.training.saving import Unsavable, global_rngs, load_global_rngs, load_network, network_state, plain
@@ -50,6 +51,11 @@ class Parts:
     """What the method declares."""
 
     def __post_init__(self) -> None:
+        for number, part in enumerate(self.state):
+            if not isinstance(part, Stateful):
+                raise JobError(
+                    f"state[{number}] of task.fit, a {type(part).__name__}, has no state_dict() and load_state_dict()"
+                )
         declared = [part for part in self.state if isinstance(part, nn.Module)]
         self.networks = [*self.networks, *declared]
         self.state = [part for part in self.state if not isinstance(part, nn.Module)]

@@ -251,3 +251,9 @@ def test_a_loop_of_ones_own_stops_before_its_first_step_where_the_budget_does_no
         next(own_steps(FakeTask(20), loader, 21, "steps"))
     with pytest.raises(JobError, match="no limit on steps"):
         next(own_steps(FakeTask(math.inf), loader, None, "steps"))
+
+
+def test_state_that_no_checkpoint_could_keep_is_refused_before_the_first_step():
+    model, loader = problem()
+    with pytest.raises(JobError, match=r"state\[1\] of task.fit, a list, has no state_dict"):
+        run(FakeTask(), model, loader, state=(nn.Linear(1, 1), []))

@@ -133,7 +133,7 @@ def batch_of(task, params, rollouts):
 
 @hookimpl
 def train(task, params):
-    student, state = start_of(task, params, trainable=True), []
+    student = start_of(task, params, trainable=True)
     if params.start == "stabilised":
         written = traces(task, task.teacher(), 1024, temperature=0.6, verified=False)
         batches = loader_of(task, written, 8 * task.spec.recipe.batch_size)
@@ -141,7 +141,6 @@ def train(task, params):
         task.fit(student, hard_loss(task), loader=batches, steps=steps, tag="sft")
     if params.teacher == "self":
         handle = Handle(student, "fixed")
-        state.append(handle)
     else:
         teacher = task.checkpoint(params.teacher)
 
@@ -164,7 +163,7 @@ def train(task, params):
         return parts
 
     edit = under_rule if params.privileged == "rule" else None
-    fit_on_policy(task, student, loss, state=state, edit=edit, group=params.group, temperature=params.temperature)
+    fit_on_policy(task, student, loss, edit=edit, group=params.group, temperature=params.temperature)
     return student
 
 
