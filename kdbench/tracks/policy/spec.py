@@ -14,6 +14,8 @@ from kdbench.spec import Metric, SpecModel, TaskSpec, digest
 FORMAT = 1
 """Bumped by hand when worlds or experts change, so that demonstrations are made anew."""
 
+GAP = 1
+"""Bumped by hand when what a plain student learns changes otherwise than by its specification."""
 INSTALLED_BY = {"gymnasium": "'kdbench[policy]'", "gym_pusht": "gym-pusht"}
 """What to ask pip for, by module."""
 Robot = Literal["holonomic", "differential", "bicycle", "legged"]
@@ -160,6 +162,8 @@ class UNetPolicy(SpecModel):
 
     kind: Literal["unet"] = "unet"
     channels: tuple[int, ...] = Field((32, 64, 128), min_length=1)
+    embedding: int = Field(128, ge=4)
+    """Width of the embeddings of the noise level and of the observations."""
     horizon: int = Field(18, ge=2)
     """Actions of a chunk (T_p); the first belongs to the oldest observation."""
     observed: int = Field(2, ge=1)
@@ -228,6 +232,13 @@ class Evaluation(SpecModel):
     """Chains of five tasks (worlds with tasks)."""
 
 
+class Gate(SpecModel):
+    """What a task must allow for a board: where nothing is learned, nothing is compared."""
+
+    success: float = Field(0.2, ge=0, le=1)
+    """Of plain behaviour cloning with the task's recipe and limits, on the validation seeds."""
+
+
 class PolicySpec(TaskSpec):
     """A fully resolved task of the track ``policy``."""
 
@@ -238,6 +249,7 @@ class PolicySpec(TaskSpec):
     data: Data = Demonstrations()
     student: Student = UNetPolicy()
     evaluation: Evaluation = Evaluation()
+    gate: Gate | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> PolicySpec:
@@ -258,6 +270,8 @@ class PolicySpec(TaskSpec):
             )
         if self.world.kind == "nav" and self.student.kind == "unet" and len(self.world.robots) > 1:
             raise ValueError("a student of kind 'unet' drives one robot; several need one of kind 'mlp'")
+        if self.gate is not None and self.world.kind not in ("nav", "desk"):
+            raise ValueError(f"a gate asks for success, which a world of kind {self.world.kind!r} has none of")
         return self
 
     def demonstrations_key(self) -> dict[str, Any]:
@@ -276,7 +290,23 @@ class PolicySpec(TaskSpec):
     def teacher_needs(self) -> list[tuple[str, Any, str]]:
         if self.data.kind != "demos" or self.data.path is not None:
             return []
-        return [("demonstrations", self.demonstrations_key(), f"demonstrations of {self.name}")]
+        needs: list[tuple[str, Any, str]] = [
+            ("demonstrations", self.demonstrations_key(), f"demonstrations of {self.name}")
+        ]
+        if self.gate is not None:
+            needs.append(("gap", self.gap_key(), f"plain student of {self.name}"))
+        return needs
+
+    def gap_key(self) -> dict[str, Any]:
+        """Everything that decides what a plainly trained student reaches."""
+        parts = ("student", "recipe", "limits")
+        return {
+            "demonstrations": self.demonstrations_key(),
+            "format": GAP,
+            "episodes": self.evaluation.val_episodes,
+            **{part: getattr(self, part).model_dump(mode="json") for part in parts if part != "limits"},
+            "limits": dict(self.limits),
+        }
 
     def problems(self) -> list[Problem]:
         place = f"task {self.name}@{self.scale}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdbench.errors import ArtifactError, JobError
 from kdbench.task import Scores, Task
 from kdbench.track import Track
-from kdbench.tracks.policy import TRACK
+from kdbench.tracks.policy import TRACK, gate
 from kdbench.tracks.policy.batches import Episodes
 from kdbench.tracks.policy.blocks.logged import Logged
 from kdbench.tracks.policy.blocks.sessions import Session, explored
@@ -155,8 +155,15 @@ class PolicyTask(Task):
         return self.load_teacher()
 
     def prepare(self) -> None:
-        """Make the demonstrations."""
+        """Make the demonstrations, and what the gate asks about."""
         self.kind.prepare()
+        if self.spec.gate is not None:
+            gate.measured(self)
+
+    def board_problems(self) -> list[str]:
+        """Why the task says nothing about policies, where it does not."""
+        self.require_evaluation()
+        return [] if self.spec.gate is None else gate.problems(gate.measured(self), self.spec.gate)
 
     # --- evaluation -----------------------------------------------------------------------------------------------
 

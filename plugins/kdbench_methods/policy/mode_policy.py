@@ -72,10 +72,10 @@ PAPER = Paper(
         ),
     ],
     departures=[
-        "four convolutions instead of a pretrained tower see the picture, and word embeddings instead of CLIP the goal",
+        "convolutions and a spatial softmax instead of a pretrained tower, word embeddings instead of CLIP",
         "perceptrons with GELU instead of SwiGLU",
         "the cache is found by the index of the level; the released code uses the mean of the embedding as its key",
-        "width 96, 3 blocks and 500 steps, so that a job takes about a minute",
+        "width 96, 3 blocks and 5000 steps of 32 chunks, so that a job takes some minutes",
     ],
 )
 

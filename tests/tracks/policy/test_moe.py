@@ -80,7 +80,7 @@ def test_the_router_reads_the_noise_alone():
     tokens = network(route="token")
     routings = []
     tokens(x, level, window(), routings=routings)
-    assert len(routings[0].weights) == 3 * (1 + 1 + tokens.picture.tokens + 5)
+    assert len(routings[0].weights) == 3 * (1 + 1 + tokens.picture.TOKENS + 5)
 
 
 def test_actions_with_cached_experts_are_the_same_with_fewer_parts():

@@ -110,7 +110,7 @@ class SimulatedKind(Kind):
         observed = episodes.vector.shape[-1]
         network: Any
         if isinstance(student, UNetPolicy):
-            network = TemporalUNet(self.actions, student.observed * observed, student.channels)
+            network = TemporalUNet(self.actions, student.observed * observed, student.channels, student.embedding)
         elif isinstance(student, Generalist):
             network = GaussianMLP(observed, student.hidden, self.actions, student.codes)
         else:

@@ -10,7 +10,6 @@ With one expert this is a dense transformer.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, Literal
 
 import torch
@@ -63,22 +62,35 @@ class Block(nn.Module):
 
 
 class Picture(nn.Module):
-    """A picture (B, 3, H, W) as tokens (B, K, D): four convolutions of stride 2."""
+    """A picture (B, 3, H, W) as ``TOKENS`` tokens (B, 4, D), from where in it things are: a spatial softmax.
+
+    Of each of 32 feature maps the expected place under a softmax over the map, and its largest value (Levine et al.,
+    JMLR 2016). Where blocks are is learned in fewer steps from this than from patches.
+    """
+
+    TOKENS, MAPS = 4, 32
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
-        widths = [3, 16, 32, 64, width]
-        layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths):
-            layers += [nn.Conv2d(before, after, 3, 2, 1), nn.SiLU()]
-        self.layers = nn.Sequential(*layers[:-1])
-        side = size
-        for _ in range(4):
-            side = (side + 1) // 2
-        self.tokens = side * side
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 5, 2, 2),
+            nn.SiLU(),
+            nn.Conv2d(16, 32, 3, 2, 1),
+            nn.SiLU(),
+            nn.Conv2d(32, self.MAPS, 3, 1, 1),
+        )
+        axis = torch.linspace(-1, 1, (size + 3) // 4)
+        self.register_buffer("places", torch.cartesian_prod(axis, axis), persistent=False)
+        self.sharpness = nn.Parameter(torch.tensor(3.0))
+        self.tokens = nn.Sequential(
+            nn.Linear(3 * self.MAPS, 2 * width), nn.SiLU(), nn.Linear(2 * width, self.TOKENS * width)
+        )
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.layers(2 * image - 1).flatten(2).transpose(1, 2)
+        maps = self.layers(2 * image - 1).flatten(2)
+        where = (self.sharpness * maps).softmax(-1) @ self.places
+        found = torch.cat([where, maps.amax(-1, keepdim=True)], -1)
+        return self.tokens(found.flatten(1)).unflatten(1, (self.TOKENS, -1))
 
 
 class ChunkTransformer(nn.Module):
@@ -109,7 +121,7 @@ class ChunkTransformer(nn.Module):
         self.words = nn.Embedding(vocabulary, width, padding_idx=0)
         self.picture = Picture(image, width)
         self.actions_in, self.actions_out = nn.Linear(actions, width), nn.Linear(width, actions)
-        self.places = nn.Parameter(0.02 * torch.randn(2 + self.picture.tokens + horizon, width))
+        self.places = nn.Parameter(0.02 * torch.randn(2 + Picture.TOKENS + horizon, width))
         hidden = expansion * width
         self.blocks = nn.ModuleList([Block(width, heads, hidden, experts, k, dropout) for _ in range(depth)])
         self.last = nn.RMSNorm(width)
