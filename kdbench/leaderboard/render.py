@@ -101,7 +101,8 @@ def board_table(board: Board, by: str | None = None) -> Table:
     ]
     order: Sequence[int] = range(len(board.rows))
     if by is None:
-        seconds = [row.costs.get("train_seconds") for row in board.rows]
+        # what a job took of processors or GPUs does not depend on what else the machine did, as the clock does
+        seconds = [row.costs.get("device_seconds", row.costs.get("train_seconds")) for row in board.rows]
         columns["train"] = ["" if value is None else show_duration(value) for value in seconds]
         for name, cost in (("teacher queries", "teacher_queries"), ("FLOPs", "flops"), ("params", "parameters")):
             columns[name] = [compact(row.costs.get(cost)) for row in board.rows]

@@ -85,3 +85,11 @@ def test_output_that_nobody_reads_is_no_mistake_of_a_file() -> None:
         formats.output("csv", ["a"], [[1]], right=(), path=None, show=closed, table=lambda: None)
     with pytest.raises(UsageError, match="cannot be written"):
         formats.output("csv", ["a"], [[1]], right=(), path=Path("/nowhere/at/all"), show=print, table=lambda: None)
+
+
+def test_training_is_shown_by_what_it_took_of_the_device(tmp_path: Path) -> None:
+    busy = {"train_seconds": 90.0, "device_seconds": 30.0}
+    put(tmp_path / "new", grid({"kd": [0.6, 0.7]}, cost=busy))
+    put(tmp_path / "old", grid({"kd": [0.6, 0.7]}, cost={"train_seconds": 90.0}))
+    assert "| 30 s |" in render.boards_markdown([load(tmp_path / "new")])
+    assert "| 1 min 30 s |" in render.boards_markdown([load(tmp_path / "old")])
