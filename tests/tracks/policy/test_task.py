@@ -183,3 +183,11 @@ def test_the_ceiling_has_no_regret_and_the_floor_has(make):
 def test_fields_that_do_not_fit_are_refused(registry, name, override, message):
     with pytest.raises((ValidationError, Exception), match=message):
         registry.task(f"policy/{name}", "smoke", override)
+
+
+def test_exact_values_are_of_the_whole_task_and_no_sample_of_it(make):
+    task = make("bandits")
+    task.phase = "evaluate"
+    scores = task.scores(task.ceiling())
+    assert scores.metrics["optimality"] == pytest.approx(1.0)
+    assert scores.examples == {}  # their number would be what a spread over seeds must at least be
