@@ -78,5 +78,5 @@ def evaluate(task, model):
         counted = Futures.of(problem)
         r = int(np.abs(counted.returns - asked).argmin())
         exact.append(value_of(mdp, counted.conditioned(r)).value)
-    error = np.abs(task.scores(model).examples["return"] - exact).mean()
+    error = np.abs(task.scores(model).examples["values"] - exact).mean()
     return task.score(model) | extras(task, model) | {"dt_error": float(error)}

@@ -226,7 +226,7 @@ def extras(task: PolicyTask, model: CodedTables) -> dict[str, float]:
 
     For the evaluation alone.
     """
-    achieved = task.scores(model).examples["return"]
+    achieved = task.scores(model).examples["values"]
     return {
         "promised": float(model.promised.mean()),
         "consistency_gap": float(np.abs(model.promised - achieved).mean()),

@@ -80,4 +80,5 @@ class OfflineKind(Kind):
         values = np.array([evaluate(mdp, table).value for mdp, table in zip(self.mdps, model.tables, strict=True)])
         best = np.array([optimal(mdp).value for mdp in self.mdps])
         metrics: dict[str, Any] = {"return": float(values.mean()), "optimality": float((values / best).mean())}
-        return Scores(metrics, {})  # values are exact: problems are the task, not a sample that scores come from
+        # not under the name of a metric: the problems are the task, and no sample that a score would depend on
+        return Scores(metrics, {"values": values})
