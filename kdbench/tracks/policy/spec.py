@@ -299,13 +299,13 @@ class PolicySpec(TaskSpec):
 
     def gap_key(self) -> dict[str, Any]:
         """Everything that decides what a plainly trained student reaches."""
-        parts = ("student", "recipe", "limits")
         return {
             "demonstrations": self.demonstrations_key(),
             "format": GAP,
             "episodes": self.evaluation.val_episodes,
-            **{part: getattr(self, part).model_dump(mode="json") for part in parts if part != "limits"},
-            "limits": dict(self.limits),
+            "student": self.student.model_dump(mode="json"),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "limits": self.limits,
         }
 
     def problems(self) -> list[Problem]:
