@@ -92,9 +92,9 @@ def test_gradients_in_images_and_rate_go_through_all_steps(network, data):
         up[place] += eps
         down[place] -= eps
         slope = (outer(up, rate) - outer(down, rate)) / (2 * eps)
-        assert float(by_image[place]) == pytest.approx(float(slope), rel=1e-4, abs=1e-9)
+        assert float(by_image[place]) == pytest.approx(slope.item(), rel=1e-4, abs=1e-9)
     slope = (outer(x, rate + eps) - outer(x, rate - eps)) / (2 * eps)
-    assert float(by_rate) == pytest.approx(float(slope), rel=1e-4)
+    assert float(by_rate) == pytest.approx(slope.item(), rel=1e-4)
 
 
 def test_the_distance_is_relative(network):
