@@ -114,7 +114,7 @@ def test_inner_batches_take_every_image_before_one_twice():
 
 def test_the_inner_rate_stays_positive():
     model = Synthetic(torch.zeros(2, 1, 4, 4), rate=0.02, scale=2.0)
-    assert float(model.rate()) == pytest.approx(0.02)
+    assert model.rate().item() == pytest.approx(0.02)
     with torch.no_grad():
         model.raw.fill_(-50.0)
     assert float(model.rate()) > 0
