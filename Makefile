@@ -71,8 +71,8 @@ reference: .venv/run  ## run the suites of all tracks and write results/referenc
 	done
 	$(MAKE) tables
 
-tables: .venv/run  ## write the tables that commands print, in README.md and docs/findings.md
-	PYTHONPATH=docs/_ext $(BIN)/python -m kdbench_docs.tables README.md docs/findings.md
+tables: .venv/run  ## write the tables that commands print, in README.md and docs/results.md
+	PYTHONPATH=docs/_ext $(BIN)/python -m kdbench_docs.tables README.md docs/results.md
 
 clean:  ## remove the environment and what tools left; results stay
 	rm -rf .venv build dist docs/_build docs/methods .mypy_cache .ruff_cache .pytest_cache

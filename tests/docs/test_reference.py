@@ -159,7 +159,7 @@ def test_everything_that_is_imported_from_kdbench_is_documented(pages: dict[str,
 
 def test_every_view_and_column_is_documented(pages: dict[str, str]):
     for view in VIEWS:
-        columns = named(section(pages["results"], f"`{view.name}`"))
+        columns = named(section(pages["querying"], f"`{view.name}`"))
         assert list(columns) == [column.name for column in view.columns]
         assert all(meaning for _, meaning in columns.values())
 

@@ -14,7 +14,7 @@ from kdbench.store import export, reference
 from tests.helpers.documents import ROOT, rows
 
 README = (ROOT / "README.md").read_text()
-PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/findings.md")}
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/results.md")}
 LEDGER = "kdbench claims --reference --summary --format md"
 
 
