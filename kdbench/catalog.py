@@ -14,8 +14,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from kdbench.discovery.records import Broken
@@ -239,9 +239,8 @@ def spec_class(track: Track) -> type[TaskSpec]:
     """The model of a track's tasks. Raises ``UsageError`` where an extension's track names none."""
     from kdbench.spec import TaskSpec
 
-    module, _, name = track.spec.partition(":")
     try:
-        found = getattr(import_module(module), name)
+        found = resolve_name(track.spec)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"the track {track.name} cannot be used: {error}", place=track.spec) from error
     if not (isinstance(found, type) and issubclass(found, TaskSpec)):

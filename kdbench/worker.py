@@ -20,8 +20,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -62,12 +62,6 @@ def registry_of(plugins: tuple[Path, ...]) -> Registry:
     return discover(plugins)
 
 
-def named(path: str) -> Any:
-    """The object that ``module:attribute`` names."""
-    module, _, attribute = path.partition(":")
-    return getattr(import_module(module), attribute)
-
-
 def warm(plugins: tuple[Path, ...], tracks: Sequence[str]) -> None:
     """Do once, before forking, what every job would do first: discovery, and what torch imports on first use.
 
@@ -79,8 +73,8 @@ def warm(plugins: tuple[Path, ...], tracks: Sequence[str]) -> None:
         getattr(kdbench, name)
     for name in tracks:
         track = registry.tracks[name]
-        named(track.spec)
-        named(track.task)
+        resolve_name(track.spec)
+        resolve_name(track.task)
         origin.module_digests(name)
     with repeatable(), FlopCounterMode(display=False):
         network = nn.Linear(1, 1)
@@ -106,10 +100,10 @@ def make_task(
             f"the track of task {job.task!r} is not installed (tracks: {', '.join(sorted(registry.tracks))})"
         )
     # title and timeout are no part of a task's identity and cannot change results
-    spec: TaskSpec = named(track.spec).model_validate({**job.spec, "title": job.task, "timeout": job.timeout})
+    spec: TaskSpec = resolve_name(track.spec).model_validate({**job.spec, "title": job.task, "timeout": job.timeout})
     if cache is None:
         cache = Cache(packs=[track.packs] if track.packs is not None else [])
-    task: Task = named(track.task)(
+    task: Task = resolve_name(track.task)(
         spec, seed=job.seed, method=job.method, folder=folder, cache=cache, device=device, report=report
     )
     return task

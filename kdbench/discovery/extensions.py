@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
 import pluggy
 from pluggy import PluginValidationError
 
-from kdbench.discovery.modules import load_module, load_object
+from kdbench.discovery.modules import load_module
 from kdbench.discovery.records import Broken
 from kdbench.discovery.sources import Candidate, ObjectCandidate
 from kdbench.errors import did_you_mean
@@ -35,7 +36,7 @@ def register(manager: pluggy.PluginManager, candidate: Candidate | ObjectCandida
     load: Callable[[], Any]
     if isinstance(candidate, ObjectCandidate):
         place, name = candidate.source, candidate.value
-        load = partial(load_object, candidate.value)
+        load = partial(resolve_name, candidate.value)
     else:
         place, name = str(candidate.path), candidate.module or str(candidate.path)
         load = partial(load_module, candidate.path, candidate.module)

@@ -8,7 +8,6 @@ from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
 
 
 def load_module(path: Path, module: str | None) -> ModuleType:
@@ -51,12 +50,3 @@ def _name(path: Path) -> str:
 def _compiled(path: Path, modified: int, size: int) -> CodeType:
     """The code of a file as it is: a worker executes it once per job."""
     return compile(path.read_bytes(), str(path), "exec")
-
-
-def load_object(value: str) -> Any:
-    """What an entry point ``module:attribute`` names. Whatever importing it raises goes to the caller."""
-    module, _, attribute = value.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in attribute.split("."):
-        found = getattr(found, part)
-    return found

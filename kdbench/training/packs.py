@@ -12,8 +12,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from kdbench.cache import Cache
@@ -40,8 +40,7 @@ class RecordingCache(Cache):
 
 def prepare(track: Track, spec: TaskSpec, cache: Cache) -> None:
     """Make what all jobs of a task share."""
-    module, _, name = track.task.partition(":")
-    cls: type[Task] = getattr(import_module(module), name)
+    cls: type[Task] = resolve_name(track.task)
     with tempfile.TemporaryDirectory() as folder:
         cls(spec, seed=0, method="pack", folder=Path(folder), cache=cache).prepare()
 

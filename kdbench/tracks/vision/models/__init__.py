@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -82,8 +82,7 @@ def build(arch: str, num_classes: int, size: int = 16, *, pretrained: bool = Fal
 
 def rebuild(kind: str, config: Mapping[str, Any]) -> Classifier:
     """An untrained network of a kind from its configuration. Raises ``KeyError`` for an unknown kind."""
-    module, _, name = KINDS[kind].partition(":")
-    made: Classifier = getattr(import_module(module), name)(**config)
+    made: Classifier = resolve_name(KINDS[kind])(**config)
     return made
 
 
