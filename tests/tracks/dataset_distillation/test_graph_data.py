@@ -82,7 +82,7 @@ def test_bytes_of_graphs_are_those_of_their_numbers():
 
 
 def test_motifs_are_what_their_class_says():
-    graphs = unpack(motifs.graphs("train", 40, 0))
+    graphs = unpack(motifs.graphs("train", 40, 0, 0.05))
     assert np.bincount([label for *_, label in graphs]).tolist() == [10] * 4
     for nodes, pairs, label in graphs:
         assert 12 <= len(nodes) <= 26
@@ -96,13 +96,23 @@ def test_motifs_are_what_their_class_says():
 
 
 def test_motifs_are_the_same_for_the_same_seed_alone():
-    assert same(motifs.graphs("train", 12, 3), motifs.graphs("train", 12, 3))
-    assert not same(motifs.graphs("train", 12, 3), motifs.graphs("train", 12, 4))
-    assert not same(motifs.graphs("train", 12, 3), motifs.graphs("test", 12, 3))
+    assert same(motifs.graphs("train", 12, 3, 0.05), motifs.graphs("train", 12, 3, 0.05))
+    assert not same(motifs.graphs("train", 12, 3, 0.05), motifs.graphs("train", 12, 4, 0.05))
+    assert not same(motifs.graphs("train", 12, 3, 0.05), motifs.graphs("test", 12, 3, 0.05))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.25])
+def test_labels_are_degrees_but_for_noise(noise):
+    drawn = []
+    for nodes, pairs, _ in unpack(motifs.graphs("train", 200, 0, noise)):
+        degrees = dict(as_networkx(nodes, pairs).degree)
+        drawn += [label != min(degrees[node], 5) - 1 for node, label in enumerate(nodes)]
+    share = noise * (1 - 1 / motifs.LABELS)  # a label at random is right now and then
+    assert np.mean(drawn) == pytest.approx(share, abs=3 * (share / len(drawn)) ** 0.5)
 
 
 def test_few_trees_make_up_most_occurrences():
-    graphs = motifs.graphs("train", 300, 0)
+    graphs = motifs.graphs("train", 300, 0, 0.05)
     trees = computation_trees(graphs, 3, Trees())
     assert skew(trees) > 0.6
     assert skew([[1, 2, 3, 4, 5]], 0.2) == pytest.approx(0.2)

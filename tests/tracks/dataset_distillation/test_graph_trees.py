@@ -152,7 +152,7 @@ def test_networks_do_not_depend_on_the_numbers_of_nodes(family, pool):
 def test_roots_alone_are_pooled():
     torch.manual_seed(0)
     network = build_graph_net("gin(2,8)", labels=5, kinds=1, classes=4, pool="sum", dropout=0.0).double()
-    graphs, table = motifs.graphs("train", 6, 0), Trees()
+    graphs, table = motifs.graphs("train", 6, 0, 0.05), Trees()
     trees = computation_trees(graphs, 2, table)
     forest = table.forest([tree for own in trees for tree in own])
     sizes = torch.tensor([len(own) for own in trees])

@@ -173,7 +173,7 @@ def _read(spec: GraphsData, cache: Cache) -> dict[str, Graphs]:
 
     def make(folder: Path) -> None:
         for name in SPLITS:
-            made = motifs.graphs(name, getattr(spec, name), spec.seed)
+            made = motifs.graphs(name, getattr(spec, name), spec.seed, spec.noise)
             save_file({field: getattr(made, field) for field in FIELDS}, folder / f"{name}.safetensors")
         (folder / "about.json").write_text(json.dumps({"source": spec.source}) + "\n")
 

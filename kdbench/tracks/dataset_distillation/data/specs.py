@@ -100,6 +100,8 @@ class GraphsData(Pinned):
     """Real training graphs; null: all there are."""
     val: int | None = Field(None, ge=4)
     test: int | None = Field(None, ge=4)
+    noise: float = Field(0.05, ge=0, le=1)
+    """``motifs``: share of the nodes whose label is drawn at random; that of the others is their degree."""
     path: str = ""
     """``folder``: a data set in the text files of the TU collection (``NAME_A.txt``, ``NAME_graph_indicator.txt``,
     ``NAME_graph_labels.txt`` and, where there are labels, ``NAME_node_labels.txt`` and ``NAME_edge_labels.txt``), NAME
