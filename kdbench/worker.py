@@ -33,11 +33,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import kdbench
 from kdbench import provenance as origin
 from kdbench.cache import Cache, file_digest
+from kdbench.catalog import spec_class
 from kdbench.errors import ContractError, Diverged, JobError
 from kdbench.job import Failure, Job, Outcome, Status, utcnow
 from kdbench.quantities import show_bytes
 from kdbench.registry import Registry, discover, load_method, method_manager, params_class
-from kdbench.spec import TaskSpec
 from kdbench.store import spool
 from kdbench.task import Task, count_parameters
 from kdbench.training.checkpoint import Checkpoints, Spent, StartOver
@@ -73,7 +73,7 @@ def warm(plugins: tuple[Path, ...], tracks: Sequence[str]) -> None:
         getattr(kdbench, name)
     for name in tracks:
         track = registry.tracks[name]
-        resolve_name(track.spec)
+        spec_class(track)
         resolve_name(track.task)
         origin.module_digests(name)
     with repeatable(), FlopCounterMode(display=False):
@@ -100,7 +100,7 @@ def make_task(
             f"the track of task {job.task!r} is not installed (tracks: {', '.join(sorted(registry.tracks))})"
         )
     # title and timeout are no part of a task's identity and cannot change results
-    spec: TaskSpec = resolve_name(track.spec).model_validate({**job.spec, "title": job.task, "timeout": job.timeout})
+    spec = spec_class(track).model_validate({**job.spec, "title": job.task, "timeout": job.timeout})
     if cache is None:
         cache = Cache(packs=[track.packs] if track.packs is not None else [])
     task: Task = resolve_name(track.task)(
