@@ -70,7 +70,7 @@ PAPER = Paper(
         ),
     ],
     departures=[
-        "5 or 6 clients on 16 x 16 images and 200 steps each, in place of 10 clients trained to convergence",
+        "5 or 6 clients on 16 x 16 images and 200 or 400 steps each, in place of 10 clients trained to convergence",
         "one k-means over all private images of a client; how the full text sets its centroids is not known to us",
     ],
 )

@@ -214,9 +214,9 @@ def federated(spec: DataSpec, derive: Federated, base: Splits, classes: int) -> 
     private = []
     for client, mine in enumerate(owned):
         wanted = np.resize(rng.permutation(mine), derive.images)
-        short = [c for c in mine if len(free[c]) < (wanted == c).sum()]
+        short = [int(c) for c in mine if len(free[c]) < (wanted == c).sum()]
         if short:
-            raise ValueError(f"the teacher's data have too few images of the classes {short} for disjoint clients")
+            raise ValueError(f"the teacher's data have too few images of the classes {short} for the clients")
         rows = np.array([free[c].pop() for c in wanted])
         private.append(base["teacher"].take(rows).having(client=client))
     each = -(-derive.proxy // derive.clients)
