@@ -38,7 +38,11 @@ class Standing:
 
 @dataclass
 class Standings:
-    """Every method of a track over its tasks at one scale, the best average rank first."""
+    """Every method of a track over its tasks at one scale, the best average rank first.
+
+    Methods with jobs on fewer than half of the tasks come after all others: first on the one task that they were made
+    for is not first on average.
+    """
 
     track: str
     scale: str
@@ -116,12 +120,17 @@ def _standings(track: str, scale: str, metric: str, boards: Sequence[Board]) -> 
         Standing(rows[0][1].method, rows[0][1].label, rows[0][1].params, total)
         for rows, total in zip(found.values(), totals, strict=True)
     ]
-    table.rows.sort(key=lambda row: (row.total.rank is None, row.total.rank or 0.0, row.label))
+
+    def on_few(row: Standing) -> bool:
+        return 2 * row.total.tasks < len(chosen)
+
+    table.rows.sort(key=lambda row: (row.total.rank is None, on_few(row), row.total.rank or 0.0, row.label))
+    few = sum(map(on_few, table.rows))
     partial = sum(row.total.tasks < len(chosen) for row in table.rows)
     if partial:
         notes.append(
             f"{partial} of {len(table.rows)} methods have jobs on some of the tasks only (column tasks): what they "
-            "average over is not what the others do"
+            "average over is not what the others do" + (f"; {few} on fewer than half come last" if few else "")
         )
     return table
 

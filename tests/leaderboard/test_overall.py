@@ -44,6 +44,17 @@ def test_the_numbers_are_those_of_the_boards(tmp_path: Path) -> None:
     assert [row.total.rank for row in table.rows] == sorted(row.total.rank for row in table.rows)  # type: ignore[type-var]
 
 
+def test_methods_on_fewer_than_half_of_the_tasks_come_last(tmp_path: Path) -> None:
+    put(tmp_path, grid(SCORES | {"made_for_it": [0.95, 0.96, 0.95]}, task="vision/one"))  # type: ignore[arg-type]
+    for name in ("two", "three"):
+        put(tmp_path, grid(SCORES, task=f"vision/{name}"))  # type: ignore[arg-type]
+    (table,) = load(tmp_path)
+    assert [row.label for row in table.rows] == ["teacher", "kd", "no_kd", "made_for_it"]
+    assert table.rows[-1].total.rank == 1
+    (note,) = table.notes
+    assert note.endswith("; 1 on fewer than half come last")
+
+
 def test_average_ranks_by_hand(tmp_path: Path) -> None:
     put(tmp_path, grid({"a": [0.9, 0.9], "b": [0.8, 0.8], "c": [0.7, 0.7]}, task="vision/one"))
     put(tmp_path, grid({"a": [0.9, 0.9], "b": [0.8, None], "c": [0.7, 0.7]}, task="vision/two"))
