@@ -39,7 +39,7 @@ browser: .venv/dev  ## the tests of the site's pages; they need Chromium (KDBENC
 	KDBENCH_BROWSER=required $(BIN)/python -m pytest tests/browser
 
 test-full: .venv/dev  ## the tests and the larger checks (minutes)
-	$(BIN)/python -m pytest -n 2 --dist worksteal --full
+	$(BIN)/python -m pytest -n 2 --dist worksteal --full --hypothesis-profile=default
 
 docs: .venv/dev  ## the documentation, as pages in docs/_build/html
 	$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html docs docs/_build/html

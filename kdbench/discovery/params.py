@@ -214,7 +214,10 @@ def default_problem(kind: Any, value: Any, bounds: Mapping[str, Any]) -> str:
 
 
 def accepts(kind: Any, value: Any) -> bool:
-    """Whether a value has a type: an integer is a float, a list is a tuple, a bool is neither int nor float."""
+    """Whether a value has a type: an integer is a float, a list is a tuple, a bool is neither int nor float.
+
+    Choices are compared by value, as pydantic compares them: 1 is the choice ``True``, and becomes it.
+    """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is None or kind is NoneType:
         return value is None
@@ -225,7 +228,7 @@ def accepts(kind: Any, value: Any) -> bool:
     if kind is bool or kind is str:
         return isinstance(value, kind)
     if origin is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in arguments)
+        return any(value == choice for choice in arguments)
     if origin in (Union, UnionType):
         return any(accepts(member, value) for member in arguments)
     if origin is list:

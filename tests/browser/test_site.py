@@ -10,7 +10,7 @@ import pytest
 from lxml import html
 from playwright.sync_api import expect
 
-from tests.browser.reading import sideways, text
+from tests.browser.reading import sideways
 
 KINDS = (
     "index.html",
@@ -35,7 +35,7 @@ def test_from_the_overview_to_a_method_and_back(open_page, shipped):
     expect(page).to_have_url(re.compile(r"/tasks/vision\.digits-gap\.cpu\.html"))
     page.locator("main table").first.get_by_role("link", name="pld", exact=True).first.click()
     expect(page).to_have_url(re.compile(r"/methods/vision\.pld\.html"))
-    assert "Choice-Theoretic" in text(page)
+    expect(page.locator("main")).to_contain_text("Choice-Theoretic")
     for name, end in (("vision", "tracks/vision.html"), ("overview", "index.html")):
         page.get_by_role("navigation").get_by_role("link", name=re.compile(name, re.I)).first.click()
         expect(page).to_have_url(re.compile(re.escape(end)))

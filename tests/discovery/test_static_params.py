@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -127,6 +127,7 @@ KINDS = [
 
 
 @given(st.sampled_from(KINDS), VALUES)
+@example(Literal["a", 3, True], 1)
 @settings(max_examples=500, deadline=None)
 def test_defaults_are_judged_as_pydantic_judges_them(kind, value):
     adapter = TypeAdapter(kind, config={"allow_inf_nan": False})
