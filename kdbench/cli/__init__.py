@@ -20,6 +20,7 @@ VERBS = (
     "listing",
     "suites",
     "run",
+    "verify",
     "watch",
     "results",
     "claims",

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from kdbench.cards import Paper
 from kdbench.conformance.evidence import Evidence, Ran
-from kdbench.conformance.interrupting import curve, meters
+from kdbench.conformance.interrupting import curve
 from kdbench.registry import load_method, params_class
+from kdbench.schedule.verify import differences, repeatable
 
 State = Literal["ok", "failed", "does not apply"]
 
@@ -244,7 +245,7 @@ def saves(evidence: Evidence) -> None:
     ran = _watched(evidence)
     _ok(ran, "a run with the seed 1", "it ran with the seed 0: what differs?")
     loaded = evidence.loaded_scores()
-    for name, value in _repeatable(evidence, ran).items():
+    for name, value in _metrics(evidence, ran).items():
         if loaded[name] != value:
             raise Unmet(
                 f"{name} is {value:g} before and {loaded[name]:g} after saving and loading",
@@ -252,10 +253,9 @@ def saves(evidence: Evidence) -> None:
             )
 
 
-def _repeatable(evidence: Evidence, ran: Ran) -> dict[str, float]:
+def _metrics(evidence: Evidence, ran: Ran) -> dict[str, float]:
     """Official metrics but for those that a clock has measured."""
-    clocked = {metric.name for metric in evidence.spec.all_metrics() if metric.clock}
-    return {name: value for name, value in ran.outcome.metrics.items() if name not in clocked}
+    return repeatable(ran.outcome, evidence.spec)["metrics"]
 
 
 # --- several runs -----------------------------------------------------------------------------------------------------
@@ -267,15 +267,12 @@ def deterministic(evidence: Evidence) -> None:
     again, _ = evidence.again
     _ok(again, "the second run of the same job", "an interrupted job must be able to go on: see deterministic state")
     advice = "draw from task.generator(purpose), task.rng(purpose) or the global generators, never from clocks or sets"
-    for what, one, other in (
-        ("metrics", _repeatable(evidence, first), _repeatable(evidence, again)),
-        ("metrics of its own", first.outcome.extra, again.outcome.extra),
-        ("meters", meters(first.outcome), meters(again.outcome)),
-    ):
-        if one != other:
-            names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-            shown = ", ".join(f"{name} {one.get(name)} and {other.get(name)}" for name in names[:3])
-            raise Unmet(f"the same seed gives other {what}: {shown}", advice)
+    once, twice = (repeatable(ran.outcome, evidence.spec) for ran in (first, again))
+    found = list(differences(once, twice))
+    if found:
+        kind = found[0].kind
+        shown = ", ".join(f"{one.name} {one.was} and {one.now}" for one in found[:3] if one.kind == kind)
+        raise Unmet(f"the same seed gives other {kind}: {shown}", advice)
     if curve(first.folder) != curve(again.folder):
         raise Unmet("the same seed gives another curve", advice)
 
@@ -302,7 +299,7 @@ def seeds_differ(evidence: Evidence) -> None:
     other = _watched(evidence)
     _ok(other, "a run with the seed 1", "it ran with the seed 0: what differs?")
     first = evidence.first
-    metrics = _repeatable(evidence, first) == _repeatable(evidence, other)
+    metrics = _metrics(evidence, first) == _metrics(evidence, other)
     same = metrics and curve(first.folder) == curve(other.folder)
     if same and _files_of(first.folder) == _files_of(other.folder):
         raise Unmet("the seeds 0 and 1 give the very same result", "no seed of your own: the task's are set already")

@@ -65,11 +65,6 @@ def run_in_two(job: Job, folder: Path, after: int, *, registry: Registry | None 
     return run_job(job, folder, registry=registry), after
 
 
-def meters(outcome: Outcome) -> dict[str, float]:
-    """What a job spent, without times and sizes of memory."""
-    return {name: value for name, value in outcome.cost.items() if not name.endswith(("seconds", "bytes"))}
-
-
 def curve(folder: Path) -> str:
     """The curve as it is written."""
     path = folder / spool.CURVE
