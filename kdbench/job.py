@@ -58,7 +58,7 @@ class Job(BaseModel):
     method: str
     """``track/slug``."""
     method_digest: str
-    """SHA-256 of the method's source file."""
+    """SHA-256 of the method's source file, without what it says about itself (its card and docstring)."""
     params: dict[str, Any]
     """Every parameter of the method, defaults included, in canonical form."""
     task: str

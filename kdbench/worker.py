@@ -32,8 +32,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kdbench
 from kdbench import provenance as origin
-from kdbench.cache import Cache, file_digest
+from kdbench.cache import Cache
 from kdbench.catalog import spec_class
+from kdbench.discovery.digests import method_digest
 from kdbench.errors import ContractError, Diverged, JobError
 from kdbench.job import Failure, Job, Outcome, Status, utcnow
 from kdbench.quantities import show_bytes
@@ -270,12 +271,12 @@ def _run(job: Job, task: Task, registry: Registry, found: _Found) -> None:
 
 def _method_module(job: Job) -> ModuleType:
     try:
-        changed = not file_digest(job.method_file).startswith(job.method_digest)
+        content = job.method_file.read_bytes()
     except OSError as error:
         raise JobError(f"the method's file cannot be read: {error}") from error
-    if changed:
+    if not method_digest(content).startswith(job.method_digest):
         # its results would be stored under the identity of the code that was planned
-        compile(job.method_file.read_bytes(), str(job.method_file), "exec")
+        compile(content, str(job.method_file), "exec")
         raise JobError(f"{job.method_file} was changed after the plan was made; run the same command again")
     return load_method(job.method_file, job.module)
 

@@ -145,16 +145,25 @@ class CardReading:
     """Whether there is a card at all."""
 
 
+def card_statements(tree: ast.Module, names: Names) -> list[ast.Assign | ast.AnnAssign | ast.Expr]:
+    """The statements at the top level of a module whose value is a card, as it should be: one, an assignment."""
+    return [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and names.ours(node.value.func) in CARDS
+    ]
+
+
 def read_card(tree: ast.Module, names: Names, text: Text, flaws: list[Flaw]) -> CardReading:
     """The one card of a module. Adds to ``flaws`` what is wrong with it; a missing card is not a flaw here."""
     found: list[ast.Call] = []
-    for node in tree.body:
-        if isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr) and isinstance(node.value, ast.Call):
-            call = node.value
-            if names.ours(call.func) in CARDS:
-                found.append(call)
-                if isinstance(node, ast.Expr):
-                    flaws.append(text.flaw(node, "the card is not kept", "write PAPER = Paper(...)"))
+    for node in card_statements(tree, names):
+        assert isinstance(node.value, ast.Call)
+        found.append(node.value)
+        if isinstance(node, ast.Expr):
+            flaws.append(text.flaw(node, "the card is not kept", "write PAPER = Paper(...)"))
     if not found:
         hidden = next((node for node in ast.walk(tree) if _is_card(node, names)), None)
         if hidden is None:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 RACY_SECONDS = 2.0
 """A file that changed this shortly before it was read may change again within one tick of the file system's clock."""
-READERS = ("cards", "hooks", "installed", "literals", "params", "records", "source")
+READERS = ("cards", "digests", "hooks", "installed", "literals", "params", "records", "source")
 """Modules beside this one that decide what a reading is."""
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 """What using content of another form than was written may raise."""

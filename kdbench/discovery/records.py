@@ -46,7 +46,7 @@ class Reading:
 
     kind: Literal["method", "extension", "other"]
     digest: str
-    """SHA-256 of the file's bytes, in hexadecimal."""
+    """See :func:`kdbench.discovery.digests.method_digest`."""
     flaws: tuple[Flaw, ...] = ()
     card: Card | None = None
     line: int = 1
@@ -74,7 +74,7 @@ class Method:
     module: str | None
     """Importable name, or None for a method that is loaded from its file."""
     digest: str
-    """SHA-256 of the file, in hexadecimal."""
+    """See :func:`kdbench.discovery.digests.method_digest`."""
     fields: tuple[ParamField, ...]
     doc: str
     """Docstring of the module."""

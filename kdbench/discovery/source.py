@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from kdbench.discovery.cards import read_card
+from kdbench.discovery.digests import method_digest
 from kdbench.discovery.hooks import METHOD_HOOKS, PREFIX, check_method, read_hooks, specifications
 from kdbench.discovery.literals import Names, Text
 from kdbench.discovery.params import read_params
@@ -38,7 +39,7 @@ def read(path: Path) -> Reading:
         return Reading("other", digest, (Flaw(*position, reason, "save the file as UTF-8"),))
     try:
         tree = ast.parse(source, filename=str(path))
-        return _read_tree(tree, Text(source), digest)
+        return _read_tree(tree, Text(source), method_digest(content, tree))
     except SyntaxError as error:
         flaw = Flaw(error.lineno or 1, max(error.offset or 1, 1), f"not valid Python: {error.msg}")
     except ValueError as error:

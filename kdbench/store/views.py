@@ -86,7 +86,9 @@ _JOBS = View(
         Column("finished_at", "When the outcome was written, UTC", "j.finished_at"),
         Column("seconds", "Wall-clock seconds from start to outcome", "epoch(j.finished_at) - epoch(j.started_at)"),
         Column("attempts", "How often the job was tried", "j.attempts"),
-        Column("method_digest", "SHA-256 of the method's source file", "j.method_digest"),
+        Column(
+            "method_digest", "SHA-256 of the method's source file, without its card and docstring", "j.method_digest"
+        ),
         Column("track_version", "Version of the track's shared code, bumped by hand", "j.track_version"),
         Column("protocol", "Version of the code shared by all tracks, bumped by hand", "j.protocol"),
         Column("modules_digest", "Digest of the kdbench modules that the job used", "j.modules_digest"),
