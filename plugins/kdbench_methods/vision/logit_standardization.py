@@ -86,11 +86,12 @@ WEIGHTS = {
     "ctkd": (0.1, 9.0),
     "dkd": (1.0, 9.0),
     "mlkd": (0.1, 9.0),
-    "dist": (0.1, 9.0),
+    "dist": (1.0, 1.0),
     "pld": (0.0, 1.0),
 }
 """(w_ce, w_kd) by host. 9 is that of the released recipes: a standardised loss is ten times weaker than at T = 4. DKD
-keeps the full cross-entropy of its own recipe, and PLD is one loss without any."""
+keeps the full cross-entropy of its own recipe, DIST the whole of its own, since correlations have no scale to lose, and
+PLD is one loss without any."""
 
 
 class LogitStandardizationParams(Params):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from kdbench.losses.divergences import fkl
-from kdbench.losses.logits import dkd, kd_kl, zscore
+from kdbench.losses.logits import dist, dkd, kd_kl, zscore
 from kdbench_methods.vision import logit_standardization as method
 
 HOSTS = ("kd", "dkd", "dist", "mlkd", "ctkd", "pld")
@@ -82,7 +82,14 @@ def test_weights_are_those_of_the_released_recipes():
     assert total(s, t, y).item() == pytest.approx(9 * kd_kl(zscore(s), zscore(t), 2.0).item())
     nine = dkd(zscore(s), zscore(t), y, alpha=9.0, beta=72.0, temperature=2.0)
     assert total(s, t, y, host="dkd").item() == pytest.approx(nine.item())
-    assert all(method.WEIGHTS[host] == (0.1, 9.0) for host in ("kd", "ctkd", "dist", "mlkd"))
+    assert all(method.WEIGHTS[host] == (0.1, 9.0) for host in ("kd", "ctkd", "mlkd"))
+
+
+def test_dist_as_a_host_weighs_as_much_as_it_does_alone():
+    s, t, y = logits()
+    assert method.WEIGHTS["dist"] == (1.0, 1.0)
+    alone = dist(zscore(s), zscore(t), temperature=2.0)
+    assert total(s, t, y, host="dist").item() == pytest.approx(alone.item())
 
 
 @pytest.mark.parametrize("host", HOSTS)
