@@ -39,6 +39,10 @@ Suites = Annotated[
     list[str],
     typer.Argument(metavar="SUITE...", help="Files of suites, or names of such that come with kdbench; one or more."),
 ]
+Workers = Annotated[
+    int | None, typer.Option("--workers", metavar="N", min=1, help="Jobs at once; default: the CPU cores.")
+]
+"""Default: None."""
 
 
 def run(
@@ -47,9 +51,7 @@ def run(
     filters: Filters = None,
     claims: Claims = False,
     seeds: Seeds = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, help="Jobs at once; default: the CPU cores.")
-    ] = None,
+    workers: Workers = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run everything again, what is done included.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run jobs again that failed.")] = False,
     stale: Annotated[

@@ -13,7 +13,7 @@ import typer
 
 from kdbench.cli.common import ExitCode, Json, Plugins, Read, Reference, complain, open_registry, print_json, read_from
 from kdbench.cli.common import table as print_table
-from kdbench.cli.run import Suites
+from kdbench.cli.run import Suites, Workers
 from kdbench.cli.suites import Claims, Filters, Seeds
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def verify(
     filters: Filters = None,
     claims: Claims = False,
     seeds: Seeds = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, help="Jobs at once; default: the CPU cores.")
-    ] = None,
+    workers: Workers = None,
     keep: Annotated[
         Path | None, typer.Option("--keep", metavar="FOLDER", help="Keep the new outcomes and logs in this new folder.")
     ] = None,
@@ -53,26 +51,25 @@ def verify(
     Example: kdbench verify vision --reference --sample 10
     """
     from kdbench.schedule.console import Console
-    from kdbench.schedule.session import execute
-    from kdbench.schedule.verify import plan_verification
+    from kdbench.schedule.session import execute, plan_run
+    from kdbench.schedule.verify import draw_again
     from kdbench.suite import parse_seeds
 
     registry = open_registry(plugin)
-    stored = read_from(results, reference, registry)
+    planned = plan_run(
+        suites,
+        results=read_from(results, reference, registry),
+        seeds=None if seeds is None else parse_seeds(seeds),
+        filter=filters,
+        claims=claims,
+        workers=workers,
+        plugins=plugin or (),
+        tracking=False,
+        registry=registry,
+        require_ready=False,
+    )
     with _folder(keep) as into:
-        verification = plan_verification(
-            suites,
-            results=stored,
-            into=into,
-            sample=sample,
-            draw=draw,
-            seeds=None if seeds is None else parse_seeds(seeds),
-            filter=filters,
-            claims=claims,
-            workers=workers,
-            plugins=plugin or (),
-            registry=registry,
-        )
+        verification = draw_again(planned, into, sample, draw)
         session = verification.session
         for note in session.notes:
             complain("note", note)

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kdbench.errors import UsageError
 from kdbench.job import Job, Outcome
-from kdbench.schedule.session import Session, SuiteLike, plan_run
+from kdbench.schedule.session import Session
 from kdbench.spec import TaskSpec
 from kdbench.store import spool
 
 if TYPE_CHECKING:
-    from kdbench.registry import Registry
     from kdbench.schedule.result import RunResult
 
 MEASURED = ("seconds", "bytes")
@@ -91,48 +90,24 @@ class Verification:
         return Comparison(was, now, sum(map(len, then.values())), tuple(differences(then, here)))
 
 
-def plan_verification(
-    suites: SuiteLike | Sequence[SuiteLike],
-    *,
-    results: Path,
-    into: Path,
-    sample: int,
-    draw: int = 0,
-    seeds: int | Sequence[int] | None = None,
-    filter: str | Sequence[str] | None = None,
-    claims: bool = False,
-    workers: int | None = None,
-    plugins: Sequence[str | Path] = (),
-    registry: Registry | None = None,
-) -> Verification:
-    """Draw ``sample`` jobs of the suites that are ``ok`` in ``results``, to run them again in the folder ``into``.
+def draw_again(session: Session, into: Path, sample: int, draw: int = 0) -> Verification:
+    """Draw ``sample`` of the jobs that a planned run found ``ok`` in its results, to run them again in ``into``.
 
     Jobs are drawn at random, ``draw`` being the seed of that, and from as many methods as possible. A job of another
-    version of its method or its task is another job and is not drawn. For the rest see :func:`kdbench.run`.
+    version of its method or its task is another job and is not drawn.
 
-    Raises ``UsageError`` with every problem of the suites and of this machine, and where there is nothing to draw.
+    Raises ``UsageError`` with what would stop jobs on this machine, and where there is nothing to draw.
     """
-    session = plan_run(
-        suites,
-        results=results,
-        seeds=seeds,
-        filter=filter,
-        claims=claims,
-        workers=workers,
-        plugins=plugins,
-        tracking=False,
-        registry=registry,
-        require_ready=False,
-    )
     if session.problems:
         raise UsageError(session.problems)
+    stored = session.run.results
     finished = [job for job in session.run.jobs if session.done.get(job.id) == "ok"]
     if not finished:
         message = f"has no finished job of {session.run.suite} as its methods and tasks are now"
-        raise UsageError(message, place=str(results), hint="kdbench plan SUITE shows what is done")
+        raise UsageError(message, place=str(stored), hint="kdbench plan SUITE shows what is done")
     chosen = {job.id for job in spread(finished, sample, draw)}
     jobs = [job for job in session.run.jobs if job.id in chosen]
-    planned = {plan.suite.name: [job.id for job in plan.jobs if job.id in chosen] for plan in session.plans}
+    planned = {name: [id for id in ids if id in chosen] for name, ids in session.run.suites.items()}
     run = session.run.model_copy(
         update={
             "suites": {name: ids for name, ids in planned.items() if ids},
@@ -142,8 +117,8 @@ def plan_verification(
         }
     )
     plans = tuple(replace(plan, done={}, stale={}) for plan in session.plans)
-    anew = replace(session, plans=plans, run=run, anew=frozenset(chosen))
-    return Verification(anew, results, len(finished))
+    again = replace(session, plans=plans, run=run, anew=frozenset(chosen))
+    return Verification(again, stored, len(finished))
 
 
 def spread(jobs: Sequence[Job], number: int, draw: int) -> list[Job]:

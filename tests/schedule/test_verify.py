@@ -7,8 +7,8 @@ import math
 import pytest
 
 from kdbench.errors import UsageError
-from kdbench.schedule.session import execute
-from kdbench.schedule.verify import Comparison, differences, plan_verification, repeatable, spread
+from kdbench.schedule.session import execute, plan_run
+from kdbench.schedule.verify import Comparison, differences, draw_again, repeatable, spread
 from kdbench.spec import Metric, TaskSpec
 from kdbench.store import spool
 from tests.helpers.outcomes import make_job, make_outcome
@@ -75,7 +75,8 @@ def test_jobs_run_again_apart_and_give_the_numbers_that_are_stored(tmp_path):
     stored, plugins = tmp_path / "results", [EXTENSION, tmp_path / "m"]
 
     def plan(sample, into):
-        return plan_verification(suite, results=stored, into=tmp_path / into, sample=sample, plugins=plugins)
+        planned = plan_run(suite, results=stored, plugins=plugins, tracking=False)
+        return draw_again(planned, tmp_path / into, sample)
 
     with pytest.raises(UsageError, match="no finished job of mine"):
         plan(2, "none")
