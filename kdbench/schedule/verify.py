@@ -141,8 +141,13 @@ def repeatable(outcome: Outcome, spec: TaskSpec) -> dict[str, dict[str, float]]:
     return {
         "metrics": {name: value for name, value in outcome.metrics.items() if name not in clocked},
         "metrics of its own": dict(outcome.extra),
-        "meters": {name: value for name, value in outcome.cost.items() if not name.endswith(MEASURED)},
+        "meters": meters(outcome),
     }
+
+
+def meters(outcome: Outcome) -> dict[str, float]:
+    """What a job spent, without times and sizes of memory."""
+    return {name: value for name, value in outcome.cost.items() if not name.endswith(MEASURED)}
 
 
 def differences(then: dict[str, dict[str, float]], now: dict[str, dict[str, float]]) -> Iterator[Difference]:

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdbench.conformance.interrupting import Interrupted, curve, interrupting, meters, run_in_two, run_interrupted
+from kdbench.conformance.interrupting import Interrupted, curve, interrupting, run_in_two, run_interrupted
 from kdbench.job import Job
 from kdbench.registry import discover
+from kdbench.schedule.verify import meters
 from kdbench.store import spool
 from kdbench.training import checkpoint, loop
 from kdbench.training.checkpoint import Checkpoints

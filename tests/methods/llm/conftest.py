@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from kdbench.conformance.interrupting import curve, meters, run_in_two
+from kdbench.conformance.interrupting import curve, run_in_two
 from kdbench.job import Job, Outcome
 from kdbench.registry import Registry, discover
+from kdbench.schedule.verify import meters
 from kdbench.worker import run_job
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kdbench.conformance.interrupting import curve, meters, run_in_two
+from kdbench.conformance.interrupting import curve, run_in_two
 from kdbench.job import Job
 from kdbench.registry import discover
+from kdbench.schedule.verify import meters
 from kdbench.worker import run_job
 
 CASES = {

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from kdbench.catalog import Catalog
-from kdbench.conformance.interrupting import curve, meters, run_in_two
+from kdbench.conformance.interrupting import curve, run_in_two
 from kdbench.job import Job
 from kdbench.registry import discover
+from kdbench.schedule.verify import meters
 from kdbench.tracks.vision import TRACK
 from kdbench.tracks.vision.models.cells import OPS, Supernet
 from kdbench.tracks.vision.task import VisionTask
