@@ -7,16 +7,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from kdbench.errors import UsageError
 from kdbench.job import Job, Outcome
+from kdbench.schedule.result import Outcomes, RunResult
 from kdbench.schedule.session import Session
 from kdbench.spec import TaskSpec
 from kdbench.store import spool
-
-if TYPE_CHECKING:
-    from kdbench.schedule.result import RunResult
 
 MEASURED = ("seconds", "bytes")
 """Meters whose names end so are of the machine, and differ from run to run."""
@@ -77,13 +75,11 @@ class Verification:
     def compare(self, result: RunResult) -> list[Comparison]:
         """What came of each job, in the order of the suites. Raises ``UsageError`` for a damaged outcome."""
         specs = {task.digest: task.spec for plan in self.session.plans for task in plan.tasks}
-        return [self._compared(job, specs[job.spec_digest], result) for job in self.session.run.jobs]
+        stored = Outcomes(self.stored, [job.id for job in self.session.run.jobs])
+        return [self._compared(was, specs[was.job.spec_digest], result) for was in stored]
 
-    def _compared(self, job: Job, spec: TaskSpec, result: RunResult) -> Comparison:
-        was = spool.read_outcome(spool.job_folder(self.stored, job.id))
-        if was is None:
-            raise UsageError("the outcome was removed during the run", place=str(self.stored / job.id))
-        now = spool.read_outcome(spool.job_folder(result.run.results, job.id))
+    def _compared(self, was: Outcome, spec: TaskSpec, result: RunResult) -> Comparison:
+        now = spool.read_outcome(spool.job_folder(result.run.results, was.id))
         if now is None or now.status != "ok":
             return Comparison(was, now, 0, ())
         then, here = repeatable(was, spec), repeatable(now, spec)
