@@ -6,9 +6,11 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
 TRACKS := vision llm decoding diffusion reasoning_rl dllm dataset_distillation policy
-# of `make reference`: one track or several, only the jobs that claims compare (ONLY=claims), where jobs are kept
+# of `make reference`: one track or several, only the jobs that claims compare (ONLY=claims), more seeds of the claims
+# that five do not decide (MORE=10), where jobs are kept
 TRACK ?= $(TRACKS)
 ONLY ?=
+MORE ?=
 REFERENCE_RUN ?= results/reference-run
 
 .PHONY: help run test browser test-full docs lint format teachers reference tables clean
@@ -67,6 +69,7 @@ reference: .venv/run  ## run the suites of all tracks and write results/referenc
 	@# 1: some jobs failed, which is a result, too
 	for track in $(TRACK); do \
 	  $(BIN)/kdbench run suites/$$track.yaml $(ONLY:%=--%) --no-tracking --results $(REFERENCE_RUN) || [ $$? = 1 ] || exit 2; \
+	  $(if $(MORE),$(BIN)/kdbench run suites/$$track.yaml --undecided 5 --seeds $(MORE) --no-tracking --results $(REFERENCE_RUN) || [ $$? = 1 ] || exit 2;) \
 	  $(BIN)/kdbench export results/reference/$$track --track $$track --results $(REFERENCE_RUN) || exit; \
 	done
 	$(MAKE) tables

@@ -21,6 +21,7 @@ def run(
     seeds: int | Sequence[int] | None = None,
     filter: str | Sequence[str] | None = None,
     claims: bool = False,
+    undecided: int | None = None,
     workers: int | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
@@ -35,8 +36,9 @@ def run(
     A suite is a path, a name or a mapping with the keys of a suite file. Several share the machine fairly, and jobs
     that they have in common run once; they must name the same executor and tracking. ``result.of(name)`` is the part
     of one. ``seeds`` replaces the suites' own: a number of seeds, or the seeds. ``filter`` keeps the jobs whose task,
-    method or label matches, ``claims`` those that claims of papers compare. ``workers`` is the number of jobs at once
-    (default: the suite's, or the cores of this machine). ``fresh`` runs everything again, ``retry_failed`` what failed,
+    method or label matches, ``claims`` those that claims of papers compare, and ``undecided=5`` of those the jobs of
+    claims that seeds 0 to 4 in ``results`` do not decide. ``workers`` is the number of jobs at once (default: the
+    suite's, or the cores of this machine). ``fresh`` runs everything again, ``retry_failed`` what failed,
     ``stale="rerun"`` what was made with other code of kdbench. ``plugins`` are files with methods or extensions.
     ``tracking=False`` leaves MLflow out; a text is a tracking URI. ``progress`` prints what happens. ``hooks`` are
     objects with event hooks (see ``kdbench.hookspecs``).
@@ -52,6 +54,7 @@ def run(
         seeds=seeds,
         filter=filter,
         claims=claims,
+        undecided=undecided,
         workers=workers,
         fresh=fresh,
         retry_failed=retry_failed,

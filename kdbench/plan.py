@@ -86,14 +86,16 @@ def make_plan(
     seeds: int | Sequence[int] | None = None,
     filter: str | Sequence[str] | None = None,
     claims: bool = False,
+    undecided: int | None = None,
     cache: Cache | None = None,
 ) -> Plan:
     """Resolve a suite against what is installed and what ``results`` has.
 
     ``seeds`` replaces the suite's: a number of seeds, or the seeds. ``filter`` keeps jobs whose task, method or label
     matches (a glob, or a part of the text); of several filters, all must match. ``claims`` keeps jobs that a claim of
-    a card compares, both its sides being in the suite. Raises ``UsageError`` with every problem of the suite's tasks,
-    methods and parameters.
+    a card compares, both its sides being in the suite; ``undecided``, of those the jobs of claims that the first so
+    many seeds in ``results`` do not decide. Raises ``UsageError`` with every problem of the suite's tasks, methods and
+    parameters.
     """
     chosen = _seeds(suite, seeds)
     resolver = Resolver(suite, registry)
@@ -105,8 +107,9 @@ def make_plan(
         _, more = preflight(suite, registry, results, [(task.index, task.spec) for task in tasks], resolved, asked)
         raise UsageError(list(dict.fromkeys([*resolver.problems, *more])))
     jobs, notes, asked_by = _jobs(suite, cells, chosen)
+    claims = claims or undecided is not None
     if claims:
-        jobs = _compared(jobs, registry)
+        jobs = _compared(jobs, registry, results, undecided)
     if filter is not None:
         jobs = _filtered(jobs, [filter] if isinstance(filter, str) else filter, claims)
     if claims or filter is not None:
@@ -220,13 +223,26 @@ def _around_seed(fragments: Mapping[str, str]) -> tuple[bytes, bytes]:
     return f"{{{before}".encode(), f",{after}}}".encode()
 
 
-def _compared(jobs: list[Job], registry: Registry) -> list[Job]:
+def _compared(jobs: list[Job], registry: Registry, results: Path, undecided: int | None) -> list[Job]:
     from kdbench.leaderboard.stated import compared
 
     kept = compared(registry, jobs)
     if not kept:
         hint = "kdbench claims lists the claims and what they compare"
         raise UsageError("no claim of a card compares jobs of this suite", place="--claims", hint=hint)
+    return kept if undecided is None else _undecided(kept, registry, results, undecided)
+
+
+def _undecided(jobs: list[Job], registry: Registry, results: Path, seeds: int) -> list[Job]:
+    from kdbench.leaderboard.claims import decided
+    from kdbench.leaderboard.stated import compared
+
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise UsageError(f"it is a number of seeds, at least 1, but is {seeds!r}", place="--undecided")
+    kept = compared(registry, jobs, decided(results, registry, range(seeds)))
+    if not kept:
+        message = f"{seeds} seeds decide every claim that compares jobs of this suite"
+        raise UsageError(message, place="--undecided", hint="kdbench claims shows the verdicts")
     return kept
 
 

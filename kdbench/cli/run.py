@@ -19,7 +19,7 @@ from kdbench.cli.common import (
     print_json,
 )
 from kdbench.cli.results import print_boards
-from kdbench.cli.suites import Claims, Filters, Seeds, plan_data, show_plan
+from kdbench.cli.suites import Claims, Filters, Seeds, Undecided, plan_data, show_plan
 
 if TYPE_CHECKING:
     from kdbench.leaderboard.boards import Board
@@ -50,6 +50,7 @@ def run(
     results: Results = DEFAULT_RESULTS,
     filters: Filters = None,
     claims: Claims = False,
+    undecided: Undecided = None,
     seeds: Seeds = None,
     workers: Workers = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run everything again, what is done included.")] = False,
@@ -78,6 +79,7 @@ def run(
         seeds=None if seeds is None else parse_seeds(seeds),
         filter=filters,
         claims=claims,
+        undecided=undecided,
         workers=workers,
         fresh=fresh,
         retry_failed=retry_failed,

@@ -40,6 +40,16 @@ Claims = Annotated[
     bool,
     typer.Option("--claims", help="Only jobs that a claim of a paper compares, both its sides being in the suite."),
 ]
+Undecided = Annotated[
+    int | None,
+    typer.Option(
+        "--undecided",
+        metavar="N",
+        min=1,
+        help="As --claims, only of claims that the first N seeds in the results do not decide; for more --seeds.",
+    ),
+]
+"""Default: None."""
 Seeds = Annotated[
     str | None, typer.Option("--seeds", metavar="N|LIST", help="A number of seeds (3), or the seeds (0,1,7).")
 ]
@@ -75,6 +85,7 @@ def plan(
     results: Results = DEFAULT_RESULTS,
     filters: Filters = None,
     claims: Claims = False,
+    undecided: Undecided = None,
     seeds: Seeds = None,
     summary: Annotated[
         bool, typer.Option("--summary", help="How many jobs there are and how long they take, without the table.")
@@ -86,7 +97,7 @@ def plan(
 
     Example: kdbench plan my.yaml --filter vision/kd
     """
-    found, problems = _planned(suite, results, plugin, filters, claims, seeds, collect=as_json)
+    found, problems = _planned(suite, results, plugin, filters, claims, undecided, seeds, collect=as_json)
     if found is None:
         print_json({"ok": False, "problems": [asdict(problem) for problem in problems]})
         raise typer.Exit(ExitCode.USAGE)
@@ -107,6 +118,7 @@ def _planned(
     plugins: Sequence[Path] | None,
     filters: Sequence[str] | None = None,
     claims: bool = False,
+    undecided: int | None = None,
     seeds: str | None = None,
     *,
     collect: bool,
@@ -120,7 +132,7 @@ def _planned(
     try:
         chosen = None if seeds is None else parse_seeds(seeds)
         loaded = open_suite(name, registry)
-        found = make_plan(loaded, registry, results, seeds=chosen, filter=filters, claims=claims)
+        found = make_plan(loaded, registry, results, seeds=chosen, filter=filters, claims=claims, undecided=undecided)
     except UsageError as error:
         if not collect:
             raise

@@ -20,9 +20,11 @@ from kdbench.leaderboard.findings import Conclusion, Finding, conclude
 from kdbench.leaderboard.stated import Sought, Stated, canonical, claims_of
 from kdbench.leaderboard.statistics import Direction
 from kdbench.leaderboard.verdicts import Judgement, Side, judge
-from kdbench.store import schema
+from kdbench.store import duck, schema
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import duckdb
 
     from kdbench.discovery.records import Method
@@ -37,18 +39,28 @@ def load_claims(
     *,
     methods: Iterable[str] | None = None,
     scale: str = DEFAULT_SCALE,
+    seeds: Sequence[int] | None = None,
 ) -> list[Finding]:
     """Findings on the claims of all cards, or of ``methods`` (``track/slug``), by method, claim, task and scale.
 
     There is one for each task of a claim as it comes at ``scale``, whether or not anything ran on it, and one for
     each other scale and definition of the task on which the claim's subject ran. Tasks without that scale, and tasks
-    that one side is not made for, are left out unless that leaves the claim without any.
+    that one side is not made for, are left out unless that leaves the claim without any. ``seeds``: only these count.
     """
     wanted = None if methods is None else set(methods)
     chosen = [
         method for key, method in registry.methods.items() if method.card.claims and (wanted is None or key in wanted)
     ]
-    return _Checker(con, registry, chosen, scale).findings()
+    return _Checker(con, registry, chosen, scale, seeds).findings()
+
+
+def decided(results: Path, registry: Registry, seeds: Sequence[int]) -> set[tuple[str, int, str]]:
+    """What the outcomes of these seeds decide, either way: ``track/slug``, number of the claim, digest of the task.
+
+    Raises ``UsageError`` for a folder without any finished job.
+    """
+    found = duck.query(results, lambda con: load_claims(con, registry, seeds=seeds))
+    return {(item.method, item.number, item.spec_digest) for item in found if item.verdict != "undecided"}
 
 
 def records(con: duckdb.DuckDBPyConnection, registry: Registry) -> list[dict[str, Any]]:
@@ -109,11 +121,17 @@ class _Checker:
     """Looks everything up at once, then judges."""
 
     def __init__(
-        self, con: duckdb.DuckDBPyConnection, registry: Registry, methods: Sequence[Method], scale: str
+        self,
+        con: duckdb.DuckDBPyConnection,
+        registry: Registry,
+        methods: Sequence[Method],
+        scale: str,
+        seeds: Sequence[int] | None,
     ) -> None:
         self.con = con
         self.registry = registry
         self.scale = scale
+        self.seeds = seeds
         self.claims = [stated for method in methods for stated in claims_of(registry, method)]
         self._standards: dict[tuple[str, str], _Definition | None] = {}
         self._mixtures: dict[frozenset[str], list[str]] = {}
@@ -202,8 +220,9 @@ class _Checker:
         ).fetchall()
         found: dict[tuple[str, str, str], list[_Run]] = defaultdict(list)
         for *key, id, seed, status, method_digest, track_version, protocol, modules in rows:
-            run = _Run(id, seed, status, method_digest, (track_version, protocol), modules)
-            found[key[0], key[1], key[2]].append(run)
+            if self.seeds is None or seed in self.seeds:
+                run = _Run(id, seed, status, method_digest, (track_version, protocol), modules)
+                found[key[0], key[1], key[2]].append(run)
         return dict(found)
 
     @cached_property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -149,11 +149,13 @@ def suite_of_claims(registry: Registry, method: Method, scale: str, seeds: Seque
     }
 
 
-def compared(registry: Registry, jobs: Sequence[Job]) -> list[Job]:
+def compared(registry: Registry, jobs: Sequence[Job], decided: Container[tuple[str, int, str]] = ()) -> list[Job]:
     """Of these jobs those that a claim of any card compares, in their order.
 
     A claim compares the jobs of both its sides on each of its tasks on which both are among ``jobs``; one about a
     number, those of the other side. What no claim names, as most often the floor and the ceiling of a task, is not.
+    ``decided``: claims, each with the digest of a task, that do not count
+    (:func:`kdbench.leaderboard.claims.decided`).
     """
     texts: dict[int, str] = {}
     """Parameters as text, by the identity of the mapping, which jobs of one method share."""
@@ -172,7 +174,8 @@ def compared(registry: Registry, jobs: Sequence[Job]) -> list[Job]:
                 continue
             for digest, task in tasks[method.track].items():
                 about = task, families[digest]
-                if stated.about(*about) and stated.fits(registry, *about):
+                known = (method.key, stated.number, digest) in decided
+                if not known and stated.about(*about) and stated.fits(registry, *about):
                     both = [rows.get((digest, s.key, s.canonical), []) for s in stated.sides if s.constant is None]
                     if all(both):
                         found.update(job.id for side in both for job in side)

@@ -81,6 +81,7 @@ def plan_run(
     seeds: int | Sequence[int] | None = None,
     filter: str | Sequence[str] | None = None,
     claims: bool = False,
+    undecided: int | None = None,
     workers: int | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
@@ -106,7 +107,7 @@ def plan_run(
     registry = registry if registry is not None else discover(files)
     folder = Path(results)
     several = [suites] if isinstance(suites, str | Path | Mapping) else list(suites)
-    plans = _plans(several, registry, folder, seeds, filter, claims)
+    plans = _plans(several, registry, folder, seeds, filter, claims, undecided)
     uri = _agreed([plan.suite for plan in plans], folder, tracking)
     jobs, odd = _together(plans)
     plans[0].notes.extend(odd)
@@ -143,6 +144,7 @@ def _plans(
     seeds: int | Sequence[int] | None,
     filter: str | Sequence[str] | None,
     claims: bool,
+    undecided: int | None,
 ) -> list[Plan]:
     """A plan of each suite in which a job is asked for. Raises ``UsageError`` with the problems of all."""
     from kdbench.plan import make_plan
@@ -154,9 +156,11 @@ def _plans(
     for suite in suites:
         try:
             opened = open_suite(suite, registry)
-            plans.append(make_plan(opened, registry, results, seeds=seeds, filter=filter, claims=claims))
+            plans.append(
+                make_plan(opened, registry, results, seeds=seeds, filter=filter, claims=claims, undecided=undecided)
+            )
         except UsageError as error:
-            choices = {problem.place for problem in error.problems} <= {"--filter", "--claims"}
+            choices = {problem.place for problem in error.problems} <= {"--filter", "--claims", "--undecided"}
             elsewhere = len(suites) > 1 and choices
             (unmatched if elsewhere else problems).extend(error.problems)
     if problems or not plans:

@@ -117,6 +117,9 @@ def test_only_what_claims_compare_runs_and_a_suite_without_any_is_left_out_of_se
     assert "mine: 2 jobs: 2 ok (2 of them now)" in done.stdout
     assert sorted(outcome.job.label for outcome in spool.iter_outcomes(tmp_path / "results")) == ["new", "old"]
 
+    more = json.loads(go(start, tmp_path, "--undecided", "1", "--seeds", "3", "--dry-run", "--json").stdout)
+    assert (more["seeds"], more["job_count"], more["done"], len(more["to_run"])) == ([0, 1, 2], 6, 2, 4)
+
     (tmp_path / "two.yaml").write_text("tasks: [toy/bare@smoke]\nmethods: [plain]\nseeds: 3\ntracking: false\n")
     both = json.loads(go([*start[:5], "two.yaml", *start[5:]], tmp_path, "--claims", "--dry-run", "--json").stdout)
     assert (both["suite"], both["job_count"], both["to_run"]) == ("mine", 2, [])

@@ -151,6 +151,10 @@ def test_plan_takes_what_claims_compare_and_says_so_where_nothing_is(kdbench, me
         assert shown.exit_code == 0, shown.output
         assert shown.stdout.startswith("suite: 4 jobs (1 task, 2 methods, 2 seeds): 0 done, 4 left\n")
         assert "toy/bare@smoke  " not in shown.stdout, "the table"
+        early = kdbench("plan", content, "--undecided", "5")
+        assert early.exit_code == 2
+        assert "no results" in early.stderr
+        assert "kdbench run" in early.stderr
         none = kdbench("plan", GOOD, "--claims")
         assert none.exit_code == 2
         assert none.stderr.startswith("error: --claims: no claim of a card compares jobs of this suite")

@@ -389,3 +389,56 @@ def test_what_plugins_write_is_no_command_to_a_terminal(world):
     assert "\x1b" not in text
     assert "\\x1b[31m\\|b\\nc" in text
     assert claimtext.claims_markdown([]) == ""
+
+
+# --- more seeds where claims are undecided ----------------------------------------------------------------------------
+
+UNCLEAR = [0.49, 0.54, 0.46, 0.53, 0.45]
+"""Of an error: as good as ``OLD`` and as bad."""
+
+
+@pytest.fixture
+def planned(world, tmp_path):
+    """A claim on two tasks that five seeds decide on ``line`` and not on ``bare``, and plans of its jobs."""
+    here = world(compare("new", "old", tasks=["line", "bare"]))
+    for task, scores in (("toy/line", BETTER), ("toy/bare", UNCLEAR)):
+        here.ran("new", scores, task=task)
+        here.ran("old", OLD, task=task)
+    data = {"tasks": ["line@cpu", "bare@cpu"], "methods": ["new", "old", "only"], "seeds": 10}
+    make = planner(here.registry, tmp_path)
+    return here, lambda undecided, **more: make({**data, **more}, results=here.results, undecided=undecided)
+
+
+def test_more_seeds_can_be_planned_for_what_some_do_not_decide(planned):
+    here, plan = planned
+    assert [finding.verdict for finding in here.findings()] == ["reproduced", "undecided"]
+    found = plan(5)
+    assert [(job.task, job.label, job.seed) for job in found.jobs] == [
+        ("toy/bare", label, seed) for label in ("new", "old") for seed in range(10)
+    ]
+    assert len(found.left) == 10
+    assert {job.task for job in plan(1).jobs} == {"toy/bare", "toy/line"}, "one seed decides nothing"
+
+
+def test_later_seeds_do_not_change_what_earlier_ones_left_undecided(planned):
+    here, plan = planned
+    before = [job.id for job in plan(5).jobs]
+    here.ran("new", [None] * 5 + [value - 0.2 for value in OLD], task="toy/bare")
+    here.ran("old", [None] * 5 + OLD, task="toy/bare")
+    assert [finding.verdict for finding in here.findings()] == ["reproduced", "reproduced"]
+    assert [finding.verdict for finding in here.findings(seeds=range(5))] == ["reproduced", "undecided"]
+    assert [job.id for job in plan(5).jobs] == before, "a run that was stopped goes on with the same jobs"
+    assert not plan(5).left
+    with pytest.raises(UsageError, match="--undecided: 10 seeds decide every claim that compares jobs of this suite"):
+        plan(10)
+
+
+def test_what_is_undecided_needs_results_and_claims(planned, tmp_path):
+    here, plan = planned
+    with pytest.raises(UsageError, match="--claims: no claim of a card compares jobs of this suite"):
+        plan(5, methods=["only"])
+    with pytest.raises(UsageError, match="--undecided: it is a number of seeds, at least 1, but is 0"):
+        plan(0)
+    empty = planner(here.registry, tmp_path)
+    with pytest.raises(UsageError, match="does not exist, so there are no results"):
+        empty({"tasks": ["line@cpu"], "methods": ["new", "old"]}, results=tmp_path / "none", undecided=5)

@@ -115,3 +115,10 @@ def test_equal_differences_take_as_many_seeds_as_every_test() -> None:
 def test_levels_outside_of_0_to_1_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         p.seeds_to_separate(differences(1.0), **wrong)  # type: ignore[arg-type]
+
+
+def test_looking_twice_errs_as_often_as_the_documents_say():
+    draws = np.random.default_rng(0).standard_normal((400_000, 10))
+    first, second = (stats.ttest_1samp(draws[:, :n], 0, axis=1).pvalue < 0.05 for n in (5, 10))
+    assert np.mean(first) == pytest.approx(0.05, abs=0.002)
+    assert np.mean(first | second) == pytest.approx(0.087, abs=0.002)
