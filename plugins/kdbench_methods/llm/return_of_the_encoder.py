@@ -144,6 +144,7 @@ def shape_of(task, params):
         mlp=params.mlp or 8,
         positions=net.positions if known else 2 * params.longest_input,
         tied=net.tied if known else True,  # as the released model
+        **({"embedding": net.embedding, "spread": net.spread} if known else {}),
     )
     if shape.width % shape.heads or shape.heads % shape.key_heads:
         raise UsageError(f"heads={shape.heads}: expected a divisor of {shape.width}, and a multiple of key_heads")

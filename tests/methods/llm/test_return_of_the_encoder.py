@@ -66,6 +66,15 @@ def test_the_parameter_matched_student_is_the_one_of_the_task(task):
         assert torch.equal(mine, theirs)
 
 
+def test_both_architectures_begin_with_first_weights_of_the_same_sizes(task):
+    made = task(student={"layers": 6, "width": 64, "stages": []})
+    student, model = made.student(), make_student(made, ReturnOfTheEncoderParams())
+    for network in (student, model):
+        assert network.get_input_embeddings().weight.std().item() == pytest.approx(0.2, rel=0.05)
+        assert network.get_output_embeddings().weight is network.get_input_embeddings().weight
+    assert model.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(0.08, rel=0.05)
+
+
 def test_shapes_that_cannot_be_are_refused(task):
     made = task()
     with pytest.raises(UsageError, match="fewer layers"):

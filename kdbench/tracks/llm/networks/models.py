@@ -40,10 +40,15 @@ def build(net: Net, tokenizer: Any, *, vocabulary: int | None = None, classes: i
     token; taggers need them too and give (B, L, C).
     """
     model = _configured(net, tokenizer, vocabulary, classes)
-    if net.embedding != net.spread:
-        with torch.no_grad():
-            model.get_input_embeddings().weight.mul_(net.embedding / net.spread)
+    spread_embeddings(model, net.embedding, net.spread)
     return model
+
+
+def spread_embeddings(model: Any, embedding: float, spread: float) -> None:
+    """Give the embeddings of tokens of a new network, drawn with the standard deviation ``spread``, their own."""
+    if embedding != spread:
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(embedding / spread)
 
 
 def _configured(net: Net, tokenizer: Any, vocabulary: int | None, classes: int | None) -> Any:

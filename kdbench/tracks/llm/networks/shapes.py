@@ -10,7 +10,9 @@ import torch
 from kdbench.errors import UsageError
 from kdbench.task import count_parameters
 from kdbench.tracks.llm.networks.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from kdbench.tracks.llm.networks.models import spread_embeddings
 from kdbench.tracks.llm.networks.tokenizers import pad_id, start_id
+from kdbench.tracks.llm.spec import SPREAD
 
 NARROWEST = 4
 """Hidden width of a feed-forward block below which a shape is refused."""
@@ -30,6 +32,10 @@ class Shape:
     """Hidden width of the feed-forward blocks."""
     positions: int = 512
     tied: bool = False
+    embedding: float = SPREAD
+    """Standard deviation of the first embeddings of tokens, as that of :class:`~kdbench.tracks.llm.spec.Net`."""
+    spread: float = SPREAD
+    """Of the first weights of all else."""
 
 
 def split_layers(layers: int, share: float) -> tuple[int, int]:
@@ -45,7 +51,7 @@ def split_layers(layers: int, share: float) -> tuple[int, int]:
 def build(shape: Shape, tokenizer: Any, vocabulary: int | None = None) -> EncoderDecoder:
     """A network with random weights from the global generators. ``vocabulary`` defaults to the tokenizer's."""
     start = start_id(tokenizer)
-    return EncoderDecoder(
+    model = EncoderDecoder(
         EncoderDecoderConfig(
             vocab_size=len(tokenizer) if vocabulary is None else vocabulary,
             hidden_size=shape.width,
@@ -60,8 +66,11 @@ def build(shape: Shape, tokenizer: Any, vocabulary: int | None = None) -> Encode
             bos_token_id=start,
             eos_token_id=tokenizer.eos_token_id,
             decoder_start_token_id=start,
+            initializer_range=shape.spread,
         )
     )
+    spread_embeddings(model, shape.embedding, shape.spread)
+    return model
 
 
 def matched(shape: Shape, parameters: int, tokenizer: Any, vocabulary: int | None = None) -> Shape:
